@@ -1,0 +1,34 @@
+"""Small weights that ship with the package: `<name>.safetensors` and `<name>.json` (config, recipe, numbers)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+FOLDER = Path(__file__).parent
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict]:
+    """State dict (float32) and card of a shipped weight. FileNotFoundError names those that exist."""
+    from safetensors.torch import load_file
+
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        have = ", ".join(sorted(p.stem for p in FOLDER.glob("*.safetensors"))) or "none"
+        raise FileNotFoundError(f"no shipped weights '{name}'; there are: {have}")
+    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    return state, json.loads(path.with_suffix(".json").read_text())
+
+
+def save(name: str, state: dict[str, Tensor], card: dict) -> Path:
+    """Write a weight as fp16 beside its card (`config`, `recipe`: the command, `numbers`)."""
+    import torch
+    from safetensors.torch import save_file
+
+    half = lambda v: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype).contiguous()
+    path = FOLDER / f"{name}.safetensors"
+    save_file({k: half(v) for k, v in state.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    return path
