@@ -1,0 +1,35 @@
+"""Config to objects; the only importer of hydra.utils. Classes never see a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+
+def build(part: DictConfig, **kwargs: Any) -> Any:
+    """The object a part's `_target_` names, built from its numbers and `kwargs`.
+
+    ValueError when there is no `_target_`: Hydra would hand back the dict and say nothing.
+    """
+    where = part._get_full_key(None) if isinstance(part, DictConfig) else "part"
+    if not isinstance(part, DictConfig) or "_target_" not in part:
+        keys = ", ".join(map(str, part)) if isinstance(part, DictConfig) else repr(part)
+        raise ValueError(
+            f"{where}: no _target_ among ({keys}); a number was set for a part that is not switched on? "
+            f"choose the part first, e.g. 'loss=[denoise,drepa]'"
+        )
+    return instantiate(part, _convert_="all", **kwargs)
+
+
+def build_all(parts: DictConfig) -> dict[str, Any]:
+    """A list group (loss, metric): name -> object, in the order of the config."""
+    return {name: build(part) for name, part in parts.items()}
+
+
+def frozen(cfg: DictConfig) -> DictConfig:
+    """A resolved, read-only copy: what is logged is what runs."""
+    resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    OmegaConf.set_readonly(resolved, True)
+    return resolved

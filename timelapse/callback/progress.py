@@ -1,0 +1,24 @@
+"""A progress bar that knows where a run of a given number of steps ends."""
+
+from __future__ import annotations
+
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class StepProgress(TQDMProgressBar):
+    """The training stream is endless, so the total comes from max_steps."""
+
+    @property
+    def total_train_batches(self) -> int:
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def init_train_tqdm(self):
+        bar = super().init_train_tqdm()
+        bar.set_description("fit")
+        return bar
+
+    def on_train_epoch_start(self, trainer, *_):
+        self.train_progress_bar.reset(self.total_train_batches)
+        self.train_progress_bar.initial = 0
+        self.train_progress_bar.set_description("fit")
+        self.train_progress_bar.n = trainer.global_step * trainer.accumulate_grad_batches

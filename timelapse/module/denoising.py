@@ -1,0 +1,242 @@
+"""Finetuning a video denoiser: one optimizer, a list of losses, noise keyed by draw and clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from timelapse.randomness import keyed_each, randn
+from timelapse.types import Batch, Condition, Conditioning, Step
+
+
+class Denoising(L.LightningModule):
+    """Trains `model.backbone` and whatever the losses own.
+
+    model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
+    losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen and
+    stay outside of this module's tree, so that sharding never touches their loaded weights.
+    learning_rate, weight_decay, betas: AdamW. warmup: steps of linear warm-up, then constant.
+    ema_decay: decay of the average of the trained weights that samples are made with; 0 for none.
+    held_out_timesteps: validation loss is measured at these, with noise that never changes.
+    """
+
+    strict_loading = False  # a checkpoint holds what was trained, not frozen pretrained weights
+
+    def __init__(
+        self,
+        model: Any,
+        conditioning: Conditioning,
+        losses: dict[str, nn.Module],
+        encoder: nn.Module | None = None,
+        learning_rate: float = 1e-4,
+        warmup: int = 0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        ema_decay: float = 0.0,
+        seed: int = 0,
+        held_out_timesteps: tuple[int, ...] = (100, 400, 700, 999),
+    ):
+        super().__init__()
+        if "denoise" not in losses:
+            raise ValueError(f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'")
+        # Plain containers hide them from nn.Module: frozen parts must not enter the sharded tree or the checkpoint.
+        self._frozen = {"model": model, "encoder": encoder}
+        self.conditioning = conditioning
+        self.backbone: nn.Module | None = None
+        self.losses = nn.ModuleDict(losses)
+        self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
+        self.learning_rate, self.warmup = learning_rate, warmup
+        self.weight_decay, self.betas = weight_decay, tuple(betas)
+        self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
+        self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
+
+    @property
+    def model(self) -> Any:
+        return self._frozen["model"]
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        return self._frozen["encoder"]
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Runs once a stage, so it is idempotent; shards when the strategy has a mesh."""
+        if self.backbone is None:
+            self.backbone = self.model.backbone
+            from timelapse.sharding import Fsdp2, shard
+
+            if isinstance(self.trainer.strategy, Fsdp2):
+                shard(self.backbone, self.losses, self.trainer.strategy)
+        if self.ema_decay and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
+            for name, p in self.trained():
+                self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable parameters of the backbone: what is averaged and exported."""
+        return ((n, p) for n, p in self.backbone.named_parameters() if p.requires_grad)
+
+    def setup(self, stage: str) -> None:
+        for part in (self.model.codec, self.model.text, self.encoder):
+            if part is not None:
+                part.to(self.device)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [p for p in (*self.backbone.parameters(), *self.losses.parameters()) if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.betas
+        )
+        ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        draws = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])]
+        process = self.model.process
+        t = torch.cat([torch.randint(process.steps, (1,), generator=g) for g in keyed_each(draws, self.seed, "t")])
+        step = self.step(batch, t.to(self.device), draws)
+        total = torch.zeros((), device=self.device)
+        for name, loss in self.losses.items():
+            value = loss(step).mean()
+            total = total + loss.weight * value
+            self.log(f"train/{name}", value.detach(), sync_dist=True)
+        self.log("train/loss", total.detach(), prog_bar=True, sync_dist=True)
+        if not torch.isfinite(total):
+            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            raise ValueError(
+                f"loss is {total.item()} at step {self.global_step}, clips {', '.join(batch['key'])}; "
+                f"last good checkpoint: {last}; lower train.learning_rate or look at those clips"
+            )
+        return total
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        with self.averaged():
+            for t in self.held_out_timesteps:
+                step = self.step(batch, torch.full((len(batch["key"]),), t, device=self.device), batch["key"])
+                for name, loss in self.losses.items():
+                    self.log(f"val/{name}_t{t}", loss(step).mean(), sync_dist=True, batch_size=len(batch["key"]))
+
+    def step(self, batch: Batch, t: Tensor, names: list[str]) -> Step:
+        """Noise the clips, tell the network the condition, run it. `names` key the randomness, one a clip."""
+        model = self.model
+        batch = self.prepare(batch, names)
+        z0 = batch["latent"]
+        noise = randn(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
+        condition = self.condition(batch, names)
+        zt = model.process.noise(z0, noise, t)
+        output, hidden = self.backbone(zt, t, condition, taps=self.taps)
+        return Step(
+            z0=z0,
+            noise=noise,
+            zt=zt,
+            t=t,
+            alpha=model.process.alpha(t),
+            sigma=model.process.sigma(t),
+            output=output,
+            target=model.process.target(z0, noise, t),
+            z0_hat=model.process.to_z0(zt, output, t),
+            hidden=hidden,
+            grid=model.grid_of(z0.shape),
+            batch=batch,
+            condition=condition,
+        )
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch, names: list[str]) -> Batch:
+        """Fill in what the cache did not: latent (posterior resampled), text tokens, encoder features."""
+        batch, model = dict(batch), self.model
+        posterior = keyed_each(names, self.seed, "posterior")
+        with torch.autocast(self.device.type, enabled=False):
+            if "mean" in batch:
+                batch["latent"] = batch["mean"] + batch["std"] * randn(tuple(batch["mean"].shape[1:]), posterior, self.device)
+            else:
+                batch["latent"] = model.codec.encode(batch["video"], posterior)
+            if "tokens" not in batch:
+                batch["tokens"] = model.text.encode(batch["caption"])
+            if self.taps and "feature" not in batch:
+                batch["feature"] = self.encoder(batch["video"], model.grid_of(batch["latent"].shape))
+        return batch
+
+    @torch.no_grad()
+    def condition(self, batch: Batch, names: list[str], known: Tensor | None = None) -> Condition:
+        """Known frames as latents, fresh noise each draw, and the text."""
+        with torch.autocast(self.device.type, enabled=False):
+            condition = self.conditioning(
+                batch, self.model.codec, keyed_each(names, self.seed, "condition"), known=known
+            )
+        condition.tokens = batch["tokens"]
+        return condition.to(self.device)
+
+    # -- sampling ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: Batch,
+        known: Tensor,
+        sampler: Any,
+        negative_prompt: str = "",
+        weights: str = "ema",
+        progress: bool = False,
+    ) -> Tensor:
+        """Videos (B,T,3,H,W) in [-1,1] from the frames of `batch["video"]` that `known` (B,T) marks.
+
+        The start noise is keyed by (seed, clip key): variants that share the seed share it.
+        """
+        model, names = self.model, batch["key"]
+        batch = dict(batch)
+        if "tokens" not in batch:
+            batch["tokens"] = model.text.encode(batch["caption"])
+        negative = model.text.encode([negative_prompt]).expand(len(names), -1, -1).to(self.device)
+        condition = self.condition(batch, names, known=known)
+        shape = tuple(condition.latent.shape[1:])
+        noise = randn(shape, keyed_each(names, self.seed, "start"), self.device)
+        with self.averaged() if weights == "ema" else nullcontext():
+            latent = sampler(
+                model, condition, negative, noise, keyed_each(names, self.seed, "sampler"),
+                backbone=self.backbone, progress=progress,
+            )
+        return model.codec.decode(latent).clamp(-1, 1)
+
+    # -- the average of the weights ----------------------------------------------------------------------------
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema:
+            # Early steps average over what there is: decay min(d, (1+n)/(10+n)), as in Karras et al. 2022's code.
+            n = self.global_step
+            decay = min(self.ema_decay, (1 + n) / (10 + n))
+            with torch.no_grad():
+                for name, p in self.trained():
+                    self.ema[name.replace(".", "/")].lerp_(p.detach(), 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the backbone has its averaged weights; a no-op without EMA."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:  # in place: FSDP2 keeps views of its shards
+        if self.ema:
+            for name, p in self.trained():
+                average = self.ema[name.replace(".", "/")]
+                held = p.detach().clone()
+                p.copy_(average)
+                average.copy_(held)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = {f"backbone.{n}" for n, p in self.backbone.named_parameters() if not p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}

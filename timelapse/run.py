@@ -1,0 +1,73 @@
+"""`python -m timelapse.run +experiment=...`: compose a config, then go through its stages.
+
+Torch, lightning and diffusers are imported only once a run starts, so that --help and --cfg answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from hashlib import blake2b
+from pathlib import Path
+
+import hydra
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+HERE = Path(__file__).parent
+CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a wheel, else a checkout
+
+# Overrides that do not change the numbers of a run: it resumes on other hardware, in other stages.
+NEUTRAL = {"trainer", "logger", "stages", "ckpt", "input", "paths", "sample", "hydra", "experiment", "study", "cache"}
+NEUTRAL_KEYS = {"train.workers", "train.checkpoint_every", "train.sample_every"}
+
+
+def identity(overrides: ListConfig | list[str]) -> str:
+    """Folder name of the overrides that change the result: sorted, file-name safe, no '='.
+
+    >>> identity(["+experiment=x", "loss=[denoise,drepa]", "seed=1", "trainer=cpu"])
+    'loss-denoise+drepa_seed-1'
+    """
+    kept = []
+    for override in sorted(str(o).lstrip("+~") for o in overrides):
+        key, _, value = override.partition("=")
+        if key.split(".")[0].split("/")[0].split("@")[0] in NEUTRAL or key in NEUTRAL_KEYS:
+            continue
+        value = value.replace(",", "+")
+        kept.append(re.sub(r"[^A-Za-z0-9._+-]", "", f"{key}-{value}"))
+    name = "_".join(kept) or "base"
+    return name if len(name) <= 120 else f"{name[:100]}-{blake2b(name.encode(), digest_size=6).hexdigest()}"
+
+
+OmegaConf.register_new_resolver("identity", identity, replace=True)
+
+
+def main() -> None:
+    """Entry of `python -m timelapse.run` and of the console script `timelapse`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    from timelapse.launcher import ProcessLauncher  # light: no torch
+
+    Plugins.instance().register(ProcessLauncher)
+    start()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def start(cfg: DictConfig) -> float | None:
+    if "study" in cfg:
+        from timelapse.study import run_study
+
+        return run_study(cfg)
+    from timelapse.stages import run_stages
+
+    try:
+        return run_stages(cfg)
+    except (ValueError, FileNotFoundError) as error:  # the user's: one line, no traceback
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
