@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+
+from timelapse.process import Process
+
+
+def reference(snr_shift: float = 1.0) -> CogVideoXDDIMScheduler:
+    return CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=snr_shift,
+        timestep_spacing="trailing",
+    )
+
+
+def draws() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    t = torch.tensor([0, 1, 499, 998, 999])
+    z0, eps = torch.randn(2, 5, 2, 3, 4, 4, generator=g)
+    return z0, eps, t
+
+
+@pytest.mark.parametrize("snr_shift", [1.0, 3.0])
+def test_same_bits_as_diffusers(snr_shift):
+    theirs, ours = reference(snr_shift), Process(snr_shift=snr_shift)
+    assert torch.equal(ours.alpha_bar, theirs.alphas_cumprod)
+    z0, eps, t = draws()
+    assert torch.equal(ours.noise(z0, eps, t), theirs.add_noise(z0, eps, t))
+    assert torch.equal(ours.target(z0, eps, t), theirs.get_velocity(z0, eps, t))
+    # The public training scripts get z0 by calling get_velocity with v in the place of the clean sample.
+    v = ours.target(z0, eps, t)
+    zt = ours.noise(z0, eps, t)
+    assert torch.equal(ours.to_z0(zt, v, t), theirs.get_velocity(v, zt, t))
+
+
+def test_views_invert_each_other_at_every_time():
+    process, (z0, eps, t) = Process(), draws()
+    zt, v = process.noise(z0, eps, t), process.target(z0, eps, t)
+    torch.testing.assert_close(process.to_z0(zt, v, t), z0, rtol=0, atol=2e-6)
+    torch.testing.assert_close(process.to_eps(zt, v, t), eps, rtol=0, atol=2e-6)
+
+
+def test_last_time_is_pure_noise():
+    process, (z0, eps, _) = Process(), draws()
+    last = torch.full((5,), 999)
+    assert process.alpha(last).abs().max() == 0
+    assert torch.equal(process.noise(z0, eps, last), eps)
+    assert torch.equal(process.target(z0, eps, last), -z0)
+    assert Process(zero_terminal_snr=False).alpha_bar[-1] > 0
+
+
+def test_weighted_z0_error_is_v_error_also_without_signal():
+    process, (z0, eps, t) = Process(), draws()
+    v = process.target(z0, eps, t)
+    zt = process.noise(z0, eps, t)
+    v_hat = v + 0.3 * torch.randn(v.shape, generator=torch.Generator().manual_seed(4))
+    weighted = process.z0_weight(t) * (process.to_z0(zt, v_hat, t) - process.to_z0(zt, v, t)) ** 2
+    torch.testing.assert_close(weighted, (v_hat - v) ** 2, rtol=1e-3, atol=1e-4)
+    assert process.z0_weight(torch.tensor([999])).item() == 1
+
+
+def test_signal_to_noise_only_falls():
+    assert (Process().alpha_bar.diff() < 0).all()
+
+
+def test_wrong_numbers_are_explained():
+    with pytest.raises(ValueError, match="0.00085"):
+        Process(beta_start=0.5, beta_end=0.1)
+    with pytest.raises(ValueError, match="integer"):
+        Process().alpha(torch.tensor([0.5]))

@@ -1,0 +1,80 @@
+"""The noise process: zt = alpha z0 + sigma eps in discrete time, alpha^2 + sigma^2 = 1, v-prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Process:
+    """CogVideoX's process: scaled-linear betas, an SNR shift, zero terminal SNR.
+
+    steps: network times are the integers 0..steps-1. beta_start, beta_end: the schedule's ends.
+    snr_shift: divides the signal-to-noise ratio: 1.0 for CogVideoX-5B, 3.0 for 2B (arXiv:2403.03206).
+    zero_terminal_snr: make the last time pure noise (Lin et al. 2023, arXiv:2305.08891, Alg. 1).
+
+    Numbers equal diffusers' `CogVideoXDDIMScheduler` bit for bit: alpha_bar is computed in float64, cast to
+    float32, and only then are square roots taken. `z0`, `zt`, `v` are (B,t,c,h,w); `t` is (B,) integer.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        snr_shift: float = 1.0,
+        zero_terminal_snr: bool = True,
+    ):
+        if not 0 < beta_start < beta_end < 1 or steps < 2 or snr_shift <= 0:
+            raise ValueError(
+                f"process: need 0 < beta_start < beta_end < 1, steps >= 2, snr_shift > 0; got {beta_start}, "
+                f"{beta_end}, {steps}, {snr_shift}; CogVideoX-5B has 0.00085, 0.012, 1000, 1.0"
+            )
+        self.steps, self.beta_start, self.beta_end = steps, beta_start, beta_end
+        self.snr_shift, self.zero_terminal_snr = snr_shift, zero_terminal_snr
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64, device="cpu") ** 2
+        alpha_bar = torch.cumprod(1 - betas, dim=0)
+        alpha_bar = alpha_bar / (snr_shift + (1 - snr_shift) * alpha_bar)
+        if zero_terminal_snr:
+            root = alpha_bar.sqrt()
+            first, last = root[0].clone(), root[-1].clone()
+            root = (root - last) * (first / (first - last))
+            alpha_bar = root**2
+        self.alpha_bar = alpha_bar  # (steps,) float64, decreasing, on the CPU
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """(B,) -> (B,1,1,1,1) float32, the signal's factor; 0 at the last time."""
+        return self._at(t) ** 0.5
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """(B,) -> (B,1,1,1,1) float32, the noise's factor; 1 at the last time, never 0."""
+        return (1 - self._at(t)) ** 0.5
+
+    def noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """zt = alpha z0 + sigma eps."""
+        return self.alpha(t) * z0 + self.sigma(t) * eps
+
+    def target(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """v = alpha eps - sigma z0 (Salimans and Ho 2022, arXiv:2202.00512, App. D)."""
+        return self.alpha(t) * eps - self.sigma(t) * z0
+
+    def to_z0(self, zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """z0 = alpha zt - sigma v; defined at alpha = 0 too, unlike (zt - sigma eps) / alpha."""
+        return self.alpha(t) * zt - self.sigma(t) * v
+
+    def to_eps(self, zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """eps = sigma zt + alpha v."""
+        return self.sigma(t) * zt + self.alpha(t) * v
+
+    def z0_weight(self, t: Tensor) -> Tensor:
+        """(B,1,1,1,1): 1 / (1 - alpha_bar), which turns squared z0 error into squared v error.
+
+        z0_hat - z0 = -sigma (v_hat - v), so weight (z0_hat - z0)^2 = (v_hat - v)^2: papers that finetune
+        CogVideoX and "predict the clean x0" train plain v-MSE. Finite everywhere, 1 at the last time.
+        """
+        return 1 / (1 - self._at(t))
+
+    def _at(self, t: Tensor) -> Tensor:
+        if t.is_floating_point():
+            raise ValueError(f"process: time must be an integer in 0..{self.steps - 1}, got {t.dtype}")
+        return self.alpha_bar.float().to(t.device)[t].reshape(-1, 1, 1, 1, 1)  # MPS takes no float64
