@@ -12,7 +12,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import hydra
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 HERE = Path(__file__).parent
@@ -46,9 +45,9 @@ OmegaConf.register_new_resolver("identity", identity, replace=True)
 def main() -> None:
     """Entry of `python -m timelapse.run` and of the console script `timelapse`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    from timelapse.launcher import ProcessLauncher  # light: no torch
+    from timelapse.launcher import register  # light: no torch
 
-    Plugins.instance().register(ProcessLauncher)
+    register()
     start()
 
 
