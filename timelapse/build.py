@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -33,3 +34,9 @@ def frozen(cfg: DictConfig) -> DictConfig:
     resolved = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     OmegaConf.set_readonly(resolved, True)
     return resolved
+
+
+def build_with(part: DictConfig, source: Any, names: tuple[str, ...]) -> Any:
+    """Build a part and hand it those attributes of `source` that its constructor asks for by name."""
+    wanted = signature(get_class(part["_target_"])).parameters
+    return build(part, **{name: getattr(source, name) for name in names if name in wanted})

@@ -30,8 +30,10 @@ class Fsdp2(ModelParallelStrategy):
         kind = self.root_device.type
         sizes = (self.replicas, world // self.replicas)
         names = ("replicate", "shard")
-        self.mesh = init_device_mesh(kind, sizes, mesh_dim_names=names) if self.replicas > 1 else (
-            init_device_mesh(kind, sizes[1:], mesh_dim_names=names[1:])
+        self.mesh = (
+            init_device_mesh(kind, sizes, mesh_dim_names=names)
+            if self.replicas > 1
+            else (init_device_mesh(kind, sizes[1:], mesh_dim_names=names[1:]))
         )
 
 

@@ -1,7 +1,8 @@
 """The stream of training clips and the fixed validation clips, for one process or many.
 
-The stream is a pure function: draw n is clip `permutation(seed, n // len)[n % len]`. Its state is therefore one number, how
-many draws were consumed, and that follows from the trainer's step: resume is exact, and on any number of processes.
+The stream is a pure function: draw n is clip `permutation(seed, n // len)[n % len]`. Its state is therefore one
+number, how many draws were consumed, and that follows from the trainer's step: resume is exact, on any number of
+processes.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ class Clips(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        batches = [list(range(i, min(i + self.batch_size, len(self.validation))))
-                   for i in range(0, len(self.validation), self.batch_size)]
+        batches = [
+            list(range(i, min(i + self.batch_size, len(self.validation))))
+            for i in range(0, len(self.validation), self.batch_size)
+        ]
         batches += batches[: -len(batches) % world]  # every rank the same number of steps, or collectives hang
         return self._loader(self.validation, batch_sampler=batches[rank::world])
 

@@ -18,9 +18,12 @@ class Denoising(L.LightningModule):
     """Trains `model.backbone` and whatever the losses own.
 
     model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
-    losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen and
-    stay outside of this module's tree, so that sharding never touches their loaded weights.
-    learning_rate, weight_decay, betas: AdamW. warmup: steps of linear warm-up, then constant.
+    losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
+    and stay outside of this module's tree, so that sharding never touches their loaded weights.
+    learning_rate, weight_decay, betas: AdamW. warmup: steps of linear warm-up, then constant, then linear to zero over
+    the last `cooldown` share of `steps`.
+    caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
+    (pretraining a small one from scratch; nothing of it is cached then).
     ema_decay: decay of the average of the trained weights that samples are made with; 0 for none.
     held_out_timesteps: validation loss is measured at these, with noise that never changes.
     """
@@ -35,22 +38,31 @@ class Denoising(L.LightningModule):
         encoder: nn.Module | None = None,
         learning_rate: float = 1e-4,
         warmup: int = 0,
+        steps: int = 0,
+        cooldown: float = 0.0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         ema_decay: float = 0.0,
         seed: int = 0,
         held_out_timesteps: tuple[int, ...] = (100, 400, 700, 999),
+        caption_dropout: float = 0.1,
+        train_text: bool = False,
     ):
         super().__init__()
         if "denoise" not in losses:
-            raise ValueError(f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'")
+            raise ValueError(
+                f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'"
+            )
         # Plain containers hide them from nn.Module: frozen parts must not enter the sharded tree or the checkpoint.
         self._frozen = {"model": model, "encoder": encoder}
         self.conditioning = conditioning
         self.backbone: nn.Module | None = None
         self.losses = nn.ModuleDict(losses)
         self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
-        self.learning_rate, self.warmup = learning_rate, warmup
+        self.learning_rate, self.warmup, self.steps, self.cooldown = learning_rate, warmup, steps, cooldown
+        self.caption_dropout, self.train_text = caption_dropout, train_text
+        if train_text:
+            self.text = model.text.requires_grad_(True)
         self.weight_decay, self.betas = weight_decay, tuple(betas)
         self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
         self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
@@ -66,13 +78,20 @@ class Denoising(L.LightningModule):
     # -- set-up ------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Runs once a stage, so it is idempotent; shards when the strategy has a mesh."""
+        """Runs once a stage, so it is idempotent; shards when the strategy does."""
+        from timelapse.sharding import Fsdp2
+
+        strategy = self.trainer.strategy
+        self.materialise(strategy if isinstance(strategy, Fsdp2) else None)
+
+    def materialise(self, strategy: Any = None) -> None:
+        """Put the backbone (sharded by `strategy`) and the average of its weights in place."""
         if self.backbone is None:
             self.backbone = self.model.backbone
-            from timelapse.sharding import Fsdp2, shard
+            if strategy is not None:
+                from timelapse.sharding import shard
 
-            if isinstance(self.trainer.strategy, Fsdp2):
-                shard(self.backbone, self.losses, self.trainer.strategy)
+                shard(self.backbone, self.losses, strategy)
         if self.ema_decay and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
             for name, p in self.trained():
                 self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
@@ -87,12 +106,17 @@ class Denoising(L.LightningModule):
                 part.to(self.device)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trained = [p for p in (*self.backbone.parameters(), *self.losses.parameters()) if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.betas
-        )
-        ramp = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, self.warmup)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+        parts = (self.backbone, self.losses, *([self.text] if self.train_text else []))
+        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step, in [0, 1]."""
+        up = min(1.0, (step + 1) / max(1, self.warmup))
+        down = min(1.0, (self.steps - step) / max(1.0, self.cooldown * self.steps)) if self.cooldown else 1.0
+        return up * max(0.0, down)
 
     # -- one step ----------------------------------------------------------------------------------------------
 
@@ -100,7 +124,7 @@ class Denoising(L.LightningModule):
         draws = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])]
         process = self.model.process
         t = torch.cat([torch.randint(process.steps, (1,), generator=g) for g in keyed_each(draws, self.seed, "t")])
-        step = self.step(batch, t.to(self.device), draws)
+        step = self.step(self.drop_captions(batch, draws), t.to(self.device), draws)
         total = torch.zeros((), device=self.device)
         for name, loss in self.losses.items():
             value = loss(step).mean()
@@ -147,6 +171,17 @@ class Denoising(L.LightningModule):
             condition=condition,
         )
 
+    def drop_captions(self, batch: Batch, names: list[str]) -> Batch:
+        """Tell a share of the clips the empty caption."""
+        draws = [torch.rand((), generator=g).item() for g in keyed_each(names, self.seed, "caption")]
+        drop = [d < self.caption_dropout for d in draws]
+        if any(drop):
+            batch = {**batch, "caption": ["" if d else c for d, c in zip(drop, batch["caption"])]}
+            if "tokens" in batch:
+                where = torch.tensor(drop, device=self.device)[:, None, None]
+                batch["tokens"] = torch.where(where, self.model.text.encode([""]).to(self.device), batch["tokens"])
+        return batch
+
     @torch.no_grad()
     def prepare(self, batch: Batch, names: list[str]) -> Batch:
         """Fill in what the cache did not: latent (posterior resampled), text tokens, encoder features."""
@@ -154,11 +189,14 @@ class Denoising(L.LightningModule):
         posterior = keyed_each(names, self.seed, "posterior")
         with torch.autocast(self.device.type, enabled=False):
             if "mean" in batch:
-                batch["latent"] = batch["mean"] + batch["std"] * randn(tuple(batch["mean"].shape[1:]), posterior, self.device)
+                batch["latent"] = batch["mean"] + batch["std"] * randn(
+                    tuple(batch["mean"].shape[1:]), posterior, self.device
+                )
             else:
                 batch["latent"] = model.codec.encode(batch["video"], posterior)
-            if "tokens" not in batch:
-                batch["tokens"] = model.text.encode(batch["caption"])
+            if "tokens" not in batch or self.train_text:
+                with torch.set_grad_enabled(self.train_text and self.training):
+                    batch["tokens"] = model.text.encode(batch["caption"])
             if self.taps and "feature" not in batch:
                 batch["feature"] = self.encoder(batch["video"], model.grid_of(batch["latent"].shape))
         return batch
@@ -191,7 +229,7 @@ class Denoising(L.LightningModule):
         """
         model, names = self.model, batch["key"]
         batch = dict(batch)
-        if "tokens" not in batch:
+        if "tokens" not in batch or self.train_text:
             batch["tokens"] = model.text.encode(batch["caption"])
         negative = model.text.encode([negative_prompt]).expand(len(names), -1, -1).to(self.device)
         condition = self.condition(batch, names, known=known)
@@ -199,8 +237,13 @@ class Denoising(L.LightningModule):
         noise = randn(shape, keyed_each(names, self.seed, "start"), self.device)
         with self.averaged() if weights == "ema" else nullcontext():
             latent = sampler(
-                model, condition, negative, noise, keyed_each(names, self.seed, "sampler"),
-                backbone=self.backbone, progress=progress,
+                model,
+                condition,
+                negative,
+                noise,
+                keyed_each(names, self.seed, "sampler"),
+                backbone=self.backbone,
+                progress=progress,
             )
         return model.codec.decode(latent).clamp(-1, 1)
 
@@ -235,6 +278,11 @@ class Denoising(L.LightningModule):
                 average.copy_(held)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def ship(self, recipe: str) -> str:
+        """Write the averaged backbone (and the text encoder, when trained) as shipped weights."""
+        with self.averaged():
+            return self.model.ship(recipe, text=self.train_text)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {f"backbone.{n}" for n, p in self.backbone.named_parameters() if not p.requires_grad}

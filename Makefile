@@ -1,0 +1,32 @@
+# make help | setup | demo | test | test-all | lint
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+export OMP_NUM_THREADS ?= 2
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | column -t -s "$$(printf '\t')"
+
+setup: $(STAMP)  ## .venv with everything in it
+
+# torch first and from the tested set: anything that asks for a newer one would bring gigabytes of CUDA.
+$(STAMP): pyproject.toml .constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[sweep,test]'
+	touch $(STAMP)
+
+demo: $(STAMP)   ## the main job at tiny scale; prints where the report is
+	$(BIN)/python -m timelapse.run +experiment=drepa_vjepa
+
+test: $(STAMP)   ## the tests, under 5 minutes on 2 cores
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(STAMP) ## the slow ones too
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## ruff
+	$(BIN)/ruff check .
+
+.PHONY: help setup demo test test-all lint

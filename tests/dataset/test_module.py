@@ -1,0 +1,59 @@
+"""The training stream: every clip once an epoch, whatever the number of processes and wherever it starts."""
+
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from timelapse.dataset.module import Clips, Draws, Stream, collate
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"key": f"clip-{i}", "value": torch.tensor(float(i))}
+
+
+def clips_of(data: Clips, batches: int, step: int = 0, rank: int = 0, world: int = 1) -> list[list[str]]:
+    data.trainer = SimpleNamespace(global_step=step, accumulate_grad_batches=1, global_rank=rank, world_size=world)
+    return [batch["key"] for batch in islice(data.train_dataloader(), batches)]
+
+
+def test_an_epoch_holds_every_clip_once_and_epochs_differ():
+    stream = Stream(Numbers(), seed=3)
+    first, second = ([stream[n]["key"] for n in range(e * 10, e * 10 + 10)] for e in (0, 1))
+    assert sorted(first) == sorted(second) == sorted(f"clip-{i}" for i in range(10))
+    assert first != second
+
+
+def test_a_resumed_stream_goes_on_where_it_was():
+    data = Clips(Numbers(), Numbers(), batch_size=3, seed=1)
+    whole = clips_of(data, 8)
+    assert clips_of(data, 3, step=5) == whole[5:]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_global_batches_do_not_depend_on_the_number_of_processes(world):
+    alone = clips_of(Clips(Numbers(), Numbers(), batch_size=4, seed=1), 5)
+    many = Clips(Numbers(), Numbers(), batch_size=4 // world, seed=1)
+    ranks = [clips_of(many, 5, rank=r, world=world) for r in range(world)]
+    assert [sum(parts, []) for parts in zip(*ranks)] == alone
+
+
+def test_draws_name_the_place_in_the_stream():
+    assert list(islice(Draws(start=6, batch_size=2, rank=1, world=3), 2)) == [[8, 9], [14, 15]]
+    assert collate([Stream(Numbers(), 0)[n] for n in (12, 13)])["draw"] == [12, 13]
+
+
+def test_every_rank_validates_the_same_number_of_batches_and_no_clip_is_left_out():
+    data, seen, lengths = Clips(Numbers(), Numbers(), batch_size=2), [], []
+    for rank in range(3):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)
+        batches = [b["key"] for b in data.val_dataloader()]
+        lengths.append(len(batches))
+        seen += sum(batches, [])
+    assert len(set(lengths)) == 1 and set(seen) == {f"clip-{i}" for i in range(10)}

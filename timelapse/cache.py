@@ -1,0 +1,140 @@
+"""Latent moments, text embeddings and encoder features of a dataset, computed once.
+
+One safetensors file a clip under `<cache>/<hash>/`, where the hash covers everything that shaped the numbers: the
+dataset and its files, the weights of codec, text encoder and vision encoder. Posterior samples, any-frame conditions
+and random crops are redrawn each step and never stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from timelapse.dataset.module import collate
+
+VERSION = 1  # raise when the meaning of a stored number changes
+
+
+def fingerprint(module: nn.Module | None) -> str:
+    """Digest of a module's weights: names, shapes and two float64 sums a tensor (fast, and any change shows)."""
+    if module is None:
+        return "none"
+    digest = blake2b(digest_size=8)
+    for name, value in sorted(module.state_dict().items()):
+        x = value.double()
+        digest.update(f"{name}{tuple(value.shape)}{x.sum().item():.17g}{x.abs().sum().item():.17g}".encode())
+    return digest.hexdigest()
+
+
+class Cached(Dataset):
+    """A dataset whose items also carry `mean`, `std` (t,c,h,w), `tokens` (L,D) and `feature` (N,D) from the cache.
+
+    A file whose size or digest is not the index's raises ValueError, naming it and the way out: never silently used.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path):
+        self.dataset, self.folder = dataset, folder
+        self.index = json.loads((folder / "index.json").read_text())["clips"]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = self.dataset[i]
+        data = (self.folder / f"{item['key']}.safetensors").read_bytes()
+        if digest(data) != self.index[item["key"]]:
+            raise ValueError(f"cache file {self.folder / item['key']}.safetensors is damaged; delete it and run again")
+        return {**item, **{k: v.float() for k, v in load(data).items()}}
+
+
+def digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def cached(
+    dataset: Dataset,
+    root: Path,
+    spec: dict[str, Any],
+    model: Any,
+    encoder: nn.Module | None,
+    device: torch.device,
+    batch_size: int = 4,
+) -> Cached:
+    """Build what is missing or damaged of the dataset's cache, then return the dataset on top of it.
+
+    spec: what else shaped the clips (the dataset's config); JSON-able.
+    """
+    parts = {
+        "version": VERSION,
+        "spec": spec,
+        "files": getattr(dataset, "fingerprint", lambda: "")(),
+        "codec": fingerprint(model.codec),
+        "text": fingerprint(model.text),
+        "encoder": fingerprint(encoder),
+    }
+    folder = root / blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank() != 0:  # one process computes, the others wait for its word
+        while not (folder / "complete").exists():
+            time.sleep(1)
+        return Cached(dataset, folder)
+
+    index_file = folder / "index.json"
+    index = json.loads(index_file.read_text())["clips"] if index_file.exists() else {}
+    missing = [i for i, key in enumerate(keys(dataset)) if not intact(folder, key, index)]
+    if missing:
+        (folder / "complete").unlink(missing_ok=True)
+        for part in (model.codec, model.text, encoder):
+            if part is not None:
+                part.to(device)
+        loader = DataLoader(dataset, batch_sampler=chunks(missing, batch_size), collate_fn=collate)
+        for batch in tqdm(loader, desc=f"cache {len(missing)} clips", leave=False):
+            video = batch["video"].to(device)
+            mean, std = model.codec.moments(video)
+            rows = {"mean": mean, "std": std, "tokens": model.text.encode(batch["caption"])}
+            if encoder is not None:
+                rows["feature"] = encoder(video, model.grid_of(mean.shape)).half()
+            for b, key in enumerate(batch["key"]):
+                data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
+                write(folder / f"{key}.safetensors", data)
+                index[key] = digest(data)
+        write(index_file, json.dumps({"made_from": parts, "clips": index}, indent=1, default=str).encode())
+    write(folder / "complete", b"")
+    return Cached(dataset, folder)
+
+
+def keys(dataset: Dataset) -> list[str]:
+    """Clip keys without decoding a frame where the dataset knows them."""
+    return dataset.keys if hasattr(dataset, "keys") else [dataset[i]["key"] for i in range(len(dataset))]
+
+
+def intact(folder: Path, key: str, index: dict[str, str]) -> bool:
+    path = folder / f"{key}.safetensors"
+    return key in index and path.exists() and digest(path.read_bytes()) == index[key]
+
+
+def chunks(items: list[int], size: int) -> list[list[int]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def rank() -> int:
+    """Global rank as launchers tell it, before torch.distributed exists."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))

@@ -1,0 +1,64 @@
+"""Samples while training: the same few validation clips, from the same noise, every so many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from timelapse.dataset.module import collate
+from timelapse.dataset.write import write_video
+from timelapse.sampling import given
+
+
+class Samples(Callback):
+    """Writes `<folder>/step000200/<key>.mp4`, hands videos to a logger that takes them, logs SC and MD.
+
+    every: steps between samples. clips: a map-style validation dataset; the first `count` are used.
+    known_frames: which pixel frames are given. metrics: name -> timelapse metric (may be empty).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        clips: Any,
+        count: int,
+        known_frames: list[int],
+        sampler: Any,
+        metrics: dict[str, Any],
+    ):
+        self.folder, self.every, self.clips, self.count = folder, every, clips, count
+        self.known_frames, self.sampler, self.metrics = known_frames, sampler, metrics
+        self.last = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every or step == self.last:  # accumulated batches share a step
+            return
+        self.last = step
+        from timelapse.metric.evaluate import evaluate
+
+        batch = collate([self.clips[i] for i in range(min(self.count, len(self.clips)))])
+        batch = {k: v.to(module.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1).to(module.device)
+        training, _ = module.training, module.eval()
+        videos = module.sample(batch, known, self.sampler)  # every rank: a sharded forward is collective
+        module.train(training)
+        if not trainer.is_global_zero:
+            return
+        out = self.folder / f"step{step:06d}"
+        out.mkdir(parents=True, exist_ok=True)
+        for key, video in zip(batch["key"], videos):
+            write_video(out / f"{key}.mp4", video.cpu())
+        numbers, _ = evaluate(
+            self.metrics, [{"video": videos.cpu(), "truth": batch["video"].cpu(), "known": known.cpu()}]
+        )
+        values = {f"sample/{name}": value for name, value in numbers.items() if not name.endswith("_n")}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+            if hasattr(logger, "log_video"):  # W&B
+                logger.log_video("samples", [str(out / f"{key}.mp4") for key in batch["key"]], step=step)

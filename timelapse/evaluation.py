@@ -1,0 +1,74 @@
+"""The evaluate stage: metrics over samples/*.mkv, as numbers for scripts and as a table for the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from timelapse.build import build_all
+from timelapse.dataset.fit import to_unit
+from timelapse.dataset.write import read_video
+from timelapse.metric.evaluate import describe, evaluate
+
+log = logging.getLogger("timelapse")
+
+
+def evaluate_run(run: Any) -> float | None:
+    """Write metrics.json (flat: name -> number) and evaluation.json (what each means, and each clip's).
+
+    The exact .mkv files are measured, never the .mp4 made for looking. Returns the first metric's value.
+    """
+    from timelapse.stages import save_json
+
+    folder = run.folder / "samples"
+    chosen = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    if not chosen:
+        raise ValueError(f"{folder} has no samples to measure; add the stage: stages=[sample,evaluate,report]")
+    metrics = build_all(run.cfg.metric)
+    bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
+    numbers, per_clip = evaluate(metrics, bar)
+    n = {name: numbers.get(f"{name}_n") for name in metrics}
+    save_json(run.folder / "metrics.json", {**numbers, "seed": run.cfg.seed})
+    save_json(
+        run.folder / "evaluation.json",
+        {
+            "metrics": {
+                name: {
+                    "value": numbers[name],
+                    "n": n[name],
+                    "higher_is_better": metric.higher_is_better,
+                    "range": list(metric.range),
+                    "what": (type(metric).__doc__ or "").strip(),
+                    "label": describe(name, metric),
+                }
+                for name, metric in metrics.items()
+                if name in numbers
+            },
+            "per_clip": {key: {name: values[i] for name, values in per_clip.items()} for i, key in enumerate(chosen)},
+            "seed": run.cfg.seed,
+        },
+    )
+    log.info(", ".join(f"{name} {numbers[name]:.4g} (n={n[name]})" for name in metrics if name in numbers))
+    return next((numbers[name] for name in metrics if name in numbers), None)
+
+
+def clips(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
+    """One clip a batch: video, truth or the given frames, known (B,T)."""
+    for key in keys:
+        about = json.loads((folder / f"{key}.json").read_text())
+        video = to_unit(read_video(folder / f"{key}.mkv"))[None]
+        known = torch.zeros(1, video.shape[1], dtype=torch.bool)
+        known[0, about["known"]] = True
+        batch = {"video": video, "known": known}
+        for name in ("truth", "given"):
+            path = folder / f"{key}.{name}.mkv"
+            if path.exists():
+                batch[name] = to_unit(read_video(path))[None]
+        yield batch

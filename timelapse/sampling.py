@@ -1,0 +1,120 @@
+"""The sample stage: validation clips with their truth, or the user's own pictures, to files in samples/."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from timelapse.build import build
+from timelapse.dataset.module import collate
+from timelapse.dataset.write import write_video
+
+log = logging.getLogger("timelapse")
+
+
+def sample_clips(run: Any) -> None:
+    """The first `sample.count` validation clips, each from the frame(s) that `sample.frames` gives in turn."""
+    cfg, clips = run.cfg, run.validation_clips
+    count = min(cfg.sample.count, len(clips))
+    if count < cfg.sample.count:
+        log.warning(f"only {count} validation clips, {cfg.sample.count} asked for")
+    sampler, frames = build(cfg.sampler), cfg.video.frames
+    jobs = [(i, given(cfg.sample.frames[i % len(cfg.sample.frames)], frames)) for i in range(count)]
+    for at in tqdm(range(0, count, cfg.sample.batch_size), desc="sample", leave=False):
+        part = jobs[at : at + cfg.sample.batch_size]
+        batch = collate([clips[i] for i, _ in part])
+        known = torch.stack([mask for _, mask in part])
+        videos = on_device(run, batch, known, sampler)
+        for b, key in enumerate(batch["key"]):
+            save_sample(run.folder / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
+
+
+def sample_input(run: Any) -> None:
+    """`input.image` (one or several) at `input.frame`, `input.count` samples that differ in their noise."""
+    from timelapse.dataset.fit import load_image
+
+    cfg = run.cfg
+    listed = lambda x: [x] if isinstance(x, (str, int)) else list(x)
+    images, frames = listed(cfg.input.image), listed(cfg.input.frame)
+    T, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
+    if len(images) != len(frames):
+        raise ValueError(
+            f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
+        )
+    video, known = torch.zeros(T, 3, *size), given(frames, T)
+    for path, frame in zip(images, frames):
+        video[frame], fitted = load_image(path, *size)
+        log.info(f"{path}: {fitted}; frame {frame} of 0..{T - 1}")
+    caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
+    name = "-".join(dict.fromkeys(Path(p).stem for p in images))
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    keys = [f"input-{name}-f{'+'.join(map(str, frames))}-n{n:02d}".replace("+", "_") for n in range(cfg.input.count)]
+    sampler = build(cfg.sampler)
+    for at in tqdm(range(0, len(keys), cfg.sample.batch_size), desc="sample", leave=False):
+        part = keys[at : at + cfg.sample.batch_size]
+        batch = {"key": part, "caption": [caption] * len(part), "video": video.expand(len(part), *video.shape)}
+        videos = on_device(run, batch, known.expand(len(part), T), sampler)
+        for b, key in enumerate(part):
+            save_sample(run.folder / "samples", key, videos[b], batch, b, known, run, given_frames=video)
+
+
+def given(frames: int | list[int], length: int) -> Tensor:
+    """(T,) bool: which pixel frames the network is told. ValueError outside of the clip."""
+    frames = [frames] if isinstance(frames, int) else list(frames)
+    bad = [f for f in frames if not 0 <= f < length]
+    if bad or not frames:
+        raise ValueError(f"frame {bad} is outside the clip of {length} frames; use 0..{length - 1}")
+    known = torch.zeros(length, dtype=torch.bool)
+    known[frames] = True
+    return known
+
+
+def on_device(run: Any, batch: dict[str, Any], known: Tensor, sampler: Any) -> Tensor:
+    moved = {k: v.to(run.device, torch.float32) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    run.module.eval()
+    videos = run.module.sample(
+        moved,
+        known.to(run.device),
+        sampler,
+        negative_prompt=run.cfg.input.negative_prompt or "",
+        weights=run.cfg.sample.weights,
+        progress=True,
+    )
+    return videos.cpu()
+
+
+def save_sample(
+    folder: Path,
+    key: str,
+    video: Tensor,
+    batch: dict[str, Any],
+    b: int,
+    known: Tensor,
+    run: Any,
+    truth: Tensor | None = None,
+    given_frames: Tensor | None = None,
+) -> None:
+    """<key>.mp4 for eyes, <key>.mkv exact (RGB, lossless) for metrics, <key>.json; .truth.* where it is known."""
+    from timelapse.stages import save_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {"": video, ".truth": truth, ".given": given_frames}
+    for suffix, frames in shown.items():
+        if frames is not None:
+            write_video(folder / f"{key}{suffix}.mp4", frames)
+            write_video(folder / f"{key}{suffix}.mkv", frames, lossless=True)
+    seconds = batch.get("seconds")
+    about = {
+        "caption": batch["caption"][b],
+        "known": known.nonzero().flatten().tolist(),
+        "frames": len(known),
+        "seconds": None if seconds is None else seconds[b].tolist(),
+        "seed": run.cfg.seed,
+        "sampler": dict(run.cfg.sampler),
+    }
+    save_json(folder / f"{key}.json", about)

@@ -1,0 +1,275 @@
+"""The stages of a run: cache, fit, sample, evaluate, report; plan, export, ship. Each works on the run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from timelapse.build import build, build_all, build_with, frozen
+from timelapse.cache import rank
+from timelapse.finished import mark_finished
+from timelapse.randomness import keyed_seed
+
+log = logging.getLogger("timelapse")
+
+
+def run_stages(cfg: DictConfig) -> float | None:
+    """Go through `cfg.stages` in order; returns the evaluation's first number for a sweep that optimises, else None."""
+    unknown = [s for s in cfg.stages if s not in STAGES]
+    if unknown or not cfg.stages:
+        raise ValueError(f"stages={list(cfg.stages)}: unknown {unknown}; choose from {', '.join(STAGES)}")
+    if os.environ.get("HF_HUB_OFFLINE") is None and "tiny" in str(HydraConfig.get().runtime.choices.get("scale")):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # shipped weights only; a failed hub name costs 23 s
+    run = Run(frozen(cfg), Path(HydraConfig.get().runtime.output_dir))
+    run.freeze()
+    result = None
+    for stage in cfg.stages:
+        started = time.perf_counter()
+        log.info(f"{stage}: {run.folder}")
+        result = STAGES[stage](run)
+        log.info(f"{stage}: {time.perf_counter() - started:.0f} s")
+    if rank() == 0:
+        mark_finished(run.folder, cfg.stages)
+    return result
+
+
+class Run:
+    """Config and directory of a run; its parts are built when first asked for."""
+
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg, self.folder = cfg, folder
+
+    def freeze(self) -> None:
+        """Write config.yaml; a directory that holds another method's run is refused rather than mixed."""
+        path = self.folder / "config.yaml"
+        if path.exists():
+            old = OmegaConf.to_container(OmegaConf.load(path))
+            new = OmegaConf.to_container(self.cfg)
+            shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed")
+            changed = [k for k in shaped if old.get(k) != new.get(k)]
+            if changed and "fit" in self.cfg.stages:
+                raise ValueError(
+                    f"{self.folder} holds a run with another {', '.join(changed)}; "
+                    f"delete it, or give this run its own name: name={self.cfg.name}_2"
+                )
+        made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
+        if not path.exists() or "fit" in self.cfg.stages:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(OmegaConf.to_yaml(OmegaConf.create(made)))
+
+    @cached_property
+    def device(self) -> torch.device:
+        wanted = self.cfg.trainer.accelerator
+        if wanted != "cpu" and torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    @cached_property
+    def model(self) -> Any:
+        torch.manual_seed(keyed_seed(self.cfg.seed, "model") % 2**63)
+        return build(self.cfg.model)
+
+    @cached_property
+    def losses(self) -> dict[str, Any]:
+        torch.manual_seed(keyed_seed(self.cfg.seed, "losses") % 2**63)  # projectors start alike in every variant
+        return build_all(self.cfg.loss)
+
+    @cached_property
+    def encoder(self) -> Any:
+        """Only when a loss reads hidden tokens: finetuning alone loads no vision model."""
+        return build(self.cfg.encoder) if any(loss.taps for loss in self.losses.values()) else None
+
+    @cached_property
+    def module(self) -> Any:
+        """The LightningModule, handed the parts that its constructor names."""
+        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder"))
+
+    @cached_property
+    def conditioning(self) -> Any:
+        return build(self.cfg.conditioning)
+
+    def dataset(self, split: str) -> Any:
+        size = {"size": self.cfg.train.validation_clips} if split == "val" and "size" in self.cfg.dataset else {}
+        return build(self.cfg.dataset, split=split, **size)
+
+    @cached_property
+    def train_clips(self) -> Any:
+        return self.with_cache(self.dataset("train"), "train")
+
+    @cached_property
+    def validation_clips(self) -> Any:
+        return self.with_cache(self.dataset("val"), "val")
+
+    def with_cache(self, dataset: Any, split: str) -> Any:
+        for path, reason in getattr(dataset, "skipped", []):
+            log.warning(f"skipped {path}: {reason}")
+        if not self.cfg.cache.enabled or not hasattr(self.module, "losses"):
+            return dataset
+        from timelapse.cache import cached
+
+        spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
+        return cached(dataset, Path(self.cfg.paths.cache), spec, self.model, self.encoder, self.device)
+
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: cfg.ckpt, else the run's newest."""
+        if self.cfg.ckpt is not None:
+            path = Path(self.cfg.ckpt)
+            path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"ckpt={self.cfg.ckpt}: no such checkpoint; give a .ckpt file or a run directory"
+                )
+            return path
+        last = self.folder / "checkpoints" / "last.ckpt"
+        return last if last.exists() else None
+
+
+def cache(run: Run) -> None:
+    """Only fill the cache (on the machine that has the codec's GPU, say)."""
+    log.info(f"{len(run.train_clips)} training and {len(run.validation_clips)} validation clips cached")
+
+
+def fit(run: Run) -> None:
+    """Train to cfg.train.steps, going on from the run's last checkpoint if there is one."""
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from timelapse.callback.checkpoint import EndOnSignal, checkpoints
+    from timelapse.callback.progress import StepProgress
+    from timelapse.dataset.module import Clips
+
+    cfg = run.cfg
+    torch.manual_seed(keyed_seed(cfg.seed, "fit") % 2**63)
+    data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
+    end = EndOnSignal()
+    callbacks = [
+        checkpoints(run.folder / "checkpoints", cfg.train.checkpoint_every),
+        end,
+        StepProgress(),
+        LearningRateMonitor("step"),
+    ]
+    if cfg.train.sample_every:
+        from timelapse.callback.samples import Samples
+
+        callbacks.append(
+            Samples(
+                run.folder / "training_samples",
+                cfg.train.sample_every,
+                run.validation_clips,
+                cfg.sample.batch_size,
+                [cfg.sample.frames[0]],
+                build(cfg.sampler),
+                build_all(cfg.metric),
+            )
+        )
+    trainer = build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=build(cfg.logger, save_dir=str(run.folder)),
+        default_root_dir=str(run.folder),
+        use_distributed_sampler=False,  # the stream deals clips to processes itself
+        check_val_every_n_epoch=None,
+        val_check_interval=cfg.train.validate_every * cfg.train.accumulate,
+        num_sanity_val_steps=0,
+    )
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        log.info(f"going on from {last}")
+    trainer.fit(run.module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if end.ended:
+        log.info(f"stopped by SIGTERM at step {trainer.global_step}; the same command goes on from there")
+        raise SystemExit(143)
+
+
+def sample(run: Run) -> None:
+    """Write samples/<key>.mp4 (to look at), .mkv (exact), .json beside the truth where it is known."""
+    from timelapse.sampling import sample_clips, sample_input
+
+    restore(run)
+    (sample_input if run.cfg.input.image is not None else sample_clips)(run)
+
+
+def evaluate(run: Run) -> float | None:
+    """metrics.json from samples/*.mkv."""
+    from timelapse.evaluation import evaluate_run
+
+    return evaluate_run(run)
+
+
+def report(run: Run) -> None:
+    from timelapse.report import write_report
+
+    log.info(f"report: {write_report(run.folder)}")
+
+
+def plan(run: Run) -> None:
+    from timelapse.plan import print_plan
+
+    print_plan(run.cfg)
+
+
+def export(run: Run) -> None:
+    """A diffusers folder (or LoRA weights) that plain diffusers opens, from the averaged weights."""
+    restore(run)
+    folder = run.folder / "export"
+    with run.module.averaged():
+        run.model.export(folder)
+    log.info(f"exported: {folder}")
+
+
+def ship(run: Run) -> None:
+    """Write the weights of a pretrain recipe to timelapse/assets, with their numbers."""
+    restore(run)
+    log.info(f"shipped: {run.module.ship(recipe=f'python -m timelapse.run +experiment={run.cfg.name}')}")
+
+
+STAGES = {f.__name__: f for f in (cache, fit, sample, evaluate, report, plan, export, ship)}
+
+
+def restore(run: Run) -> None:
+    """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already)."""
+    module = run.module
+    if module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages:
+        return
+    if run.checkpoint is None:
+        log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
+    module.materialise()
+    if run.checkpoint is not None:
+        state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        missing = module.load_state_dict(state, strict=False)
+        if missing.unexpected_keys:
+            raise ValueError(
+                f"{run.checkpoint} does not fit model={run.cfg.model._target_}: unknown {missing.unexpected_keys[:3]}; "
+                f"use the experiment and scale it was trained with"
+            )
+    module.to(run.device)
+    for part in (run.model.codec, run.model.text):
+        part.to(run.device)
+
+
+def commit() -> str:
+    """Git commit of the code, with '+' when files were changed since; 'unknown' outside of a checkout."""
+    if shutil.which("git") is None:
+        return "unknown"
+    here = Path(__file__).parent
+    git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True).stdout.strip()
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
