@@ -1,0 +1,166 @@
+"""The synthetic world: what is true of a clip by construction must be true of its pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timelapse.dataset import failures
+from timelapse.dataset.synthetic import Synthetic
+from timelapse.dataset.world import shape
+from timelapse.dataset.world.canvas import Canvas
+from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
+from timelapse.randomness import keyed
+
+ALL = list(PROCESSES)
+GROWS = {"flower": 1, "seedling": 1, "dough": 1, "fruit": 1, "mushroom": 1, "candle": -1, "ice": -1}
+
+
+def clip(process: str, stage: torch.Tensor, draw: int = 0, size: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    return render(process, draw_identity(process, keyed("test", process, draw)), stage, size, size)
+
+
+def spearman(x: torch.Tensor) -> float:
+    """Rank correlation of a sequence with its own order."""
+    rank = x.argsort().argsort().double()
+    return torch.corrcoef(torch.stack([rank, torch.arange(len(x)).double()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_a_clip_depends_on_its_index_alone(process):
+    data = Synthetic(processes=(process,), height=24, width=24)
+    forward = [data[i] for i in (0, 1)]
+    again = Synthetic(processes=(process,), height=24, width=24, size=2)
+    backward = [again[i] for i in (1, 0)][::-1]
+    for a, b in zip(forward, backward):
+        assert all(torch.equal(a[k], b[k]) for k in ("video", "mask", "stage", "seconds"))
+        assert (a["key"], a["caption"]) == (b["key"], b["caption"])
+    assert not torch.equal(forward[0]["video"], forward[1]["video"])
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_ranges_hold_and_the_picture_is_finite(process):
+    for i in range(3):
+        item = Synthetic(processes=(process,), height=24, width=40, frames=5)[i]
+        assert item["video"].shape == (5, 3, 24, 40) and item["mask"].shape == (5, 1, 24, 40)
+        assert item["video"].dtype == torch.float32 and item["seconds"].dtype == torch.float64
+        assert item["video"].isfinite().all() and item["video"].abs().max() <= 1
+        assert item["mask"].min() >= 0 and item["mask"].max() <= 1
+        assert item["mask"].amax((1, 2, 3)).min() > 0.1  # there is a subject in every frame
+        assert (item["stage"].diff() > 0).all() and item["stage"][0] <= 0.15 and item["stage"][-1] >= 0.8
+        assert item["seconds"][0] == 0 and (item["seconds"].diff() > 0).all()
+        assert len(item["caption"].encode()) <= 40
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_the_further_apart_two_stages_the_more_the_pictures_differ(process):
+    """On average over a clip; not pair by pair, since bread that browns against a dark oven comes closer to it."""
+    video = torch.cat([clip(process, torch.linspace(0, 1, 9), draw)[0][:, None] for draw in range(3)], dim=1)
+    by_lag = [(video[lag:] - video[:-lag]).abs().mean() for lag in (1, 2, 4, 6)]
+    assert by_lag == sorted(by_lag) and by_lag[0] < 0.5 * by_lag[-1], by_lag
+
+
+@pytest.mark.parametrize("process", GROWS)
+def test_the_mask_grows_or_shrinks(process):
+    stage = torch.linspace(0, 1, 9)
+    for draw in range(3):
+        _, mask = clip(process, stage, draw)
+        area = mask.mean((1, 2, 3)) if process != "ice" else mask.amax(-1).mean((1, 2))  # ice: height above the pool
+        assert spearman(GROWS[process] * area) > 0.85, area
+
+
+@pytest.mark.parametrize("process, name", [("flower", "petal_hue"), ("fruit", "ripe_hue"), ("mushroom", "cap_hue"),
+                                           ("tree", "leaf_hue"), ("tea", "tea_hue"), ("seedling", "leaf_hue"),
+                                           ("dough", "crust_hue")])
+def test_the_colour_to_come_is_a_secret_of_the_first_frame(process, name):
+    who = draw_identity(process, keyed("test", process)) | ({"white": 0} if process == "flower" else {})
+    red, other = who | {name: 0.99}, who | {name: 0.55}
+    stage = torch.tensor([0.0, 1.0])
+    a, b = render(process, red, stage, 32, 32)[0], render(process, other, stage, 32, 32)[0]
+    first, last = (a - b).abs().mean((1, 2, 3))
+    assert first < 0.002 and last > 0.02
+
+
+def test_edges_are_anti_aliased():
+    """Coverage of a disc is its area, also when it lies between pixels, and moves smoothly with it."""
+    areas, before = [], None
+    for shift in torch.linspace(0, 1, 11).tolist():
+        canvas = Canvas(32, 32)
+        disc = shape.norm(canvas.x - shift * canvas.pixel, canvas.y) - 0.5
+        canvas.paint(disc, torch.ones(1, 3, 1, 1), subject=True)
+        assert ((canvas.mask > 0.05) & (canvas.mask < 0.95)).sum() > 20
+        areas.append(canvas.mask.sum().item() * canvas.pixel**2)
+        if before is not None:
+            assert (canvas.mask - before).abs().max() < 0.15  # a tenth of a pixel changes no pixel by much more
+        before = canvas.mask
+    assert areas == pytest.approx([torch.pi * 0.25] * 11, rel=0.01)
+
+
+def test_a_smaller_picture_is_the_larger_one_seen_from_afar():
+    stage = torch.tensor([0.3, 0.9])
+    for process in ALL:
+        small, large = clip(process, stage, size=32)[0], clip(process, stage, size=128)[0]
+        assert (torch.nn.functional.avg_pool2d(large, 4) - small).abs().mean() < 0.05, process
+
+
+def test_splits_and_seeds_share_no_clip():
+    sets = [Synthetic(size=20, seed=s, split=p) for s in (0, 1) for p in ("train", "val")]
+    keys = [f"synthetic-{d.split}-{d.seed}-{i:06d}" for d in sets for i in range(20)]
+    assert len(set(keys)) == len(keys)
+    identities = [tuple(d.identity(i).items()) for d in sets for i in range(20)]
+    assert len(set(identities)) == len(identities)
+    assert sets[1][3]["key"] == "synthetic-val-0-000003"
+
+
+def test_processes_take_turns():
+    data = Synthetic(size=20)
+    assert [data.identity(i)["process"] for i in range(20)] == [*range(len(ALL)), *range(len(ALL))]
+
+
+def pair(process: str, failure: str, index: int = 0) -> tuple[dict, dict]:
+    kwargs = dict(processes=(process,), height=24, width=24)
+    return Synthetic(**kwargs)[index], Synthetic(**kwargs, failure=failure)[index]
+
+
+@pytest.mark.parametrize("process", ALL)
+def test_static_keeps_its_first_frame_but_for_sway_and_light(process):
+    clean, static = pair(process, "static")
+    assert torch.equal(clean["video"][0], static["video"][0]) and (static["stage"] == clean["stage"][0]).all()
+    moved = [(c["video"] - c["video"][:1]).abs().mean((1, 2, 3)).max() for c in (clean, static)]
+    assert moved[1] < 0.06 and moved[1] < 0.5 * moved[0]
+    assert (static["video"].diff(dim=0) != 0).any()  # the extras are still there
+
+
+@pytest.mark.parametrize("process", ALL)
+@pytest.mark.parametrize("failure", ["swap", "cut"])
+def test_swap_and_cut_are_the_clean_clip_for_its_first_half(process, failure):
+    clean, broken = pair(process, failure)
+    half = 9
+    assert torch.equal(clean["video"][:half], broken["video"][:half])
+    steps = [c["video"].diff(dim=0).abs().mean((1, 2, 3)) for c in (clean, broken)]
+    assert steps[1].argmax() == half - 1 and steps[1][half - 1] > 1.5 * steps[0][half - 1]
+
+
+def test_zigzag_breaks_the_order_and_nothing_else():
+    clean, zigzag = pair("flower", "zigzag")
+    assert torch.equal(clean["video"][0], zigzag["video"][0])
+    step = zigzag["stage"].diff()
+    assert ((step[1:] * step[:-1]) < 0).all()  # up, down, up, down
+    assert zigzag["stage"].min() >= 0 and zigzag["stage"].max() <= 1
+    stage = torch.tensor([0.1, 0.3, 0.5, 0.9])
+    assert failures.zigzag(stage, 0.2).tolist() == pytest.approx([0.1, 0.5, 0.3, 0.9])  # 0.9 + 0.2 is reflected
+
+
+def test_flicker_changes_the_light_of_whole_frames_only():
+    clean, flicker = pair("flower", "flicker")
+    gain = (flicker["video"] + 1).mean((1, 2, 3)) / (clean["video"] + 1).mean((1, 2, 3))
+    assert torch.allclose(flicker["video"] + 1, gain.view(-1, 1, 1, 1) * (clean["video"] + 1), atol=1e-5)
+    assert gain.min() >= 0.6 and gain.max() <= 1.0 and gain.diff().abs().mean() > 0.05
+    assert torch.equal(clean["mask"], flicker["mask"]) and torch.equal(clean["stage"], flicker["stage"])
+
+
+@pytest.mark.parametrize("kwargs, word", [(dict(processes=("rose",)), "dataset.processes"),
+                                          (dict(failure="blur"), "dataset.failure"), (dict(frames=0), "frames")])
+def test_mistakes_are_named(kwargs, word):
+    with pytest.raises(ValueError, match=word):
+        Synthetic(**kwargs)

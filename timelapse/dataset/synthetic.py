@@ -1,0 +1,114 @@
+"""An endless, seeded world of time-lapses, painted on demand: the training set of the tiny models and, because the
+truth is known, the proving ground of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from timelapse.dataset.failures import FAILURES, flicker, freeze, splice, zigzag
+from timelapse.dataset.world.processes import PROCESSES, draw_identity, render, stranger
+from timelapse.randomness import keyed
+
+
+class Synthetic(Dataset):
+    """Clips of ten processes (`timelapse.dataset.world.processes.PROCESSES`), taken in turn by index.
+
+    A clip's identity and pace depend on (seed, split, index) and its process alone, so that a clip and its failed
+    version can be compared in pairs, and the same clip can be had at another length or size in pixels.
+
+    size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
+    processes: names to take, None for all. failure: one of `FAILURES`, planted into every clip, or None.
+    split: any word, e.g. train or val; different splits never share a clip.
+
+    Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
+    unless static or zigzag is planted; seconds (T,) float64, real capture times from 0; caption; key.
+    """
+
+    def __init__(
+        self,
+        size: int = 1024,
+        frames: int = 17,
+        height: int = 64,
+        width: int = 64,
+        seed: int = 0,
+        processes: Sequence[str] | None = None,
+        failure: str | None = None,
+        split: str = "train",
+    ):
+        self.names = tuple(processes or PROCESSES)
+        for name in self.names:
+            if name not in PROCESSES:
+                raise ValueError(f"synthetic: no process is called {name!r}; "
+                                 f"set dataset.processes to some of [{','.join(PROCESSES)}]")
+        if failure is not None and failure not in FAILURES:
+            raise ValueError(f"synthetic: no failure is called {failure!r}; "
+                             f"set dataset.failure to null or one of {', '.join(FAILURES)}")
+        if min(size, frames, height, width) < 1:
+            raise ValueError(f"synthetic: size, frames, height and width must be at least 1, "
+                             f"got {size}, {frames}, {height}, {width}")
+        self.size, self.frames, self.height, self.width = size, frames, height, width
+        self.seed, self.failure, self.split = seed, failure, split
+
+    def __len__(self) -> int:
+        return self.size
+
+    def _draw(self, index: int, purpose: str) -> torch.Generator:
+        return keyed("synthetic", self.seed, self.split, index, self.process(index), purpose)
+
+    def process(self, index: int) -> str:
+        return self.names[index % len(self.names)]
+
+    def identity(self, index: int) -> dict[str, float]:
+        """Ground truth of a clip: its process by number (`process`, in the order of PROCESSES) and all that was
+        drawn for it, e.g. `petal_hue`; the names differ between processes."""
+        name = self.process(index)
+        return {"process": list(PROCESSES).index(name)} | draw_identity(name, self._draw(index, "identity"))
+
+    def clean_stage(self, index: int) -> Tensor:
+        """(T,) strictly increasing progress from U(0, 0.15) to U(0.8, 1), at an uneven pace."""
+        start, end, pace, ease = torch.rand(4, generator=self._draw(index, "stage")).tolist()
+        start, end = 0.15 * start, 0.8 + 0.2 * end
+        time = torch.linspace(0, 1, self.frames)
+        path = time ** math.exp(0.8 * (pace - 0.5))
+        path = path + 0.6 * ease * (path * path * (3 - 2 * path) - path)
+        return start + (end - start) * path
+
+    def __getitem__(self, index: int) -> dict:
+        if not -self.size <= index < self.size:
+            raise IndexError(f"synthetic: clip {index} of {self.size}")
+        index %= self.size
+        name, who, stage = self.process(index), self.identity(index), self.clean_stage(index)
+        if self.failure == "static":
+            stage = freeze(stage)
+        elif self.failure == "zigzag":
+            stage = zigzag(stage)
+        video, mask = render(name, who, stage, self.height, self.width)
+        if self.failure in ("swap", "cut"):
+            draw = self._draw(index, self.failure)
+            if self.failure == "swap":
+                other, other_who = name, stranger(name, who, draw)
+            else:
+                others = [p for p in PROCESSES if p != name]
+                other = others[int(torch.randint(len(others), (), generator=draw))]
+                other_who = draw_identity(other, draw)
+            other_video, other_mask = render(other, other_who, stage, self.height, self.width)
+            video, mask = splice(video, other_video), splice(mask, other_mask)
+        if self.failure == "flicker":
+            video = flicker(video, self._draw(index, "flicker"))
+        scenario = PROCESSES[name]
+        shortest, longest = scenario.seconds
+        u = torch.rand((), generator=self._draw(index, "seconds"), dtype=torch.float64)
+        duration = shortest * (longest / shortest) ** u
+        return {
+            "video": video,
+            "mask": mask,
+            "stage": stage,
+            "seconds": torch.linspace(0, 1, self.frames, dtype=torch.float64) * duration,
+            "caption": scenario.caption,
+            "key": f"synthetic-{self.split}-{self.seed}-{index:06d}",
+        }

@@ -1,0 +1,91 @@
+"""The table of processes. A new one costs a paint function with its identity ranges, and one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timelapse.dataset.world.canvas import Canvas
+from timelapse.dataset.world.forest import LANDSCAPE, MUSHROOM, landscape, mushroom
+from timelapse.dataset.world.kitchen import CANDLE, DOUGH, ICE, TEA, candle, dough, ice, tea
+from timelapse.dataset.world.plants import FLOWER, FRUIT, SEEDLING, TREE, flower, fruit, seedling, tree
+from timelapse.dataset.world.scene import scatter, sway
+
+HOUR, DAY = 3600.0, 86400.0
+Ranges = dict[str, tuple[float, float] | list[float]]  # a tuple is an interval, a list is a choice
+COMMON: Ranges = dict(light=[-1, 1], hue=(0.0, 1.0), tone=(0.0, 1.0), seed=(0, 2**31))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One process: how it is painted, what may differ between clips, what it is called, how long it takes."""
+
+    paint: Callable[[Canvas, dict, Tensor, Tensor], None]  # (canvas, identity, stage (T,1,1), time (T,1,1))
+    ranges: Ranges
+    caption: str
+    seconds: tuple[float, float]  # shortest and longest real duration
+
+
+PROCESSES: dict[str, Scenario] = {
+    "flower": Scenario(flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY)),
+    "seedling": Scenario(seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY)),
+    "dough": Scenario(dough, DOUGH, "time-lapse of bread rising and baking", (1 * HOUR, 4 * HOUR)),
+    "ice": Scenario(ice, ICE, "time-lapse of ice melting", (0.5 * HOUR, 3 * HOUR)),
+    "fruit": Scenario(fruit, FRUIT, "time-lapse of fruit ripening", (10 * DAY, 60 * DAY)),
+    "candle": Scenario(candle, CANDLE, "time-lapse of a candle burning down", (3 * HOUR, 12 * HOUR)),
+    "mushroom": Scenario(mushroom, MUSHROOM, "time-lapse of mushrooms growing", (1 * DAY, 5 * DAY)),
+    "landscape": Scenario(landscape, LANDSCAPE, "time-lapse of a day in the country", (14 * HOUR, 20 * HOUR)),
+    "tree": Scenario(tree, TREE, "time-lapse of a tree in autumn", (20 * DAY, 70 * DAY)),
+    "tea": Scenario(tea, TEA, "time-lapse of tea steeping", (180.0, 600.0)),
+}
+
+
+def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
+    """What makes one clip's subject and place its own: a number for every range of the process."""
+    ranges = COMMON | PROCESSES[process].ranges
+    drawn = torch.rand(len(ranges), generator=generator, dtype=torch.float64).tolist()
+    who: dict[str, float] = {}
+    for (name, allowed), u in zip(ranges.items(), drawn):
+        if isinstance(allowed, list):
+            who[name] = allowed[int(u * len(allowed))]
+        else:
+            who[name] = allowed[0] + u * (allowed[1] - allowed[0])
+    who["seed"] = int(who["seed"])
+    return who
+
+
+def stranger(process: str, who: dict[str, float], generator: torch.Generator) -> dict[str, float]:
+    """Another subject in the same place: of a few draws the one that differs most from `who`."""
+    ranges = PROCESSES[process].ranges
+
+    def difference(other: dict[str, float]) -> float:
+        total = 0.0
+        for name, allowed in ranges.items():
+            span = max(allowed) - min(allowed)
+            total += min(1.0, 2 * abs(other[name] - who[name]) / span)  # half the range is different enough
+        return total
+
+    place = {name: who[name] for name in (*COMMON, "scene") if name in who}
+    return max((draw_identity(process, generator) | place for _ in range(12)), key=difference)
+
+
+def render(
+    process: str, who: dict[str, float], stage: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Paint a clip of any length and size.
+
+    stage: (T,) in [0,1], any order. Returns the video (T,3,H,W) in [-1,1] and the subject's mask (T,1,H,W).
+    The camera is still; the light breathes by a few percent and plants sway, whatever the stage does.
+    """
+    frames = len(stage)
+    time = torch.linspace(0, 1, frames).view(-1, 1, 1)
+    canvas = Canvas(height, width)
+    PROCESSES[process].paint(canvas, who, stage.view(-1, 1, 1).float(), time)
+    flicker = 0.02 * (scatter(who, "light", frames).view(-1, 1, 1) - 0.5)
+    light = 0.985 + flicker + 1.5 * sway({"seed": who["seed"] + 1}, time)
+    canvas.shade(light)
+    video = canvas.image.clamp(0, 1).expand(frames, -1, -1, -1)
+    return (2 * video - 1).contiguous(), canvas.mask.clamp(0, 1).expand(frames, -1, -1)[:, None].contiguous()
