@@ -18,3 +18,51 @@ def footage() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real footage at {folder}; set TIMELAPSE_FOOTAGE")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_cogvideox():
+    """Factory of a very small random CogVideoX: 17 frames of 32x32 -> latents (5,4,8,8), 80 video tokens.
+
+    A dict given for "transformer", "vae" or "text" changes single numbers of that part.
+    """
+    from timelapse.model.cogvideox import CogVideoX
+    from timelapse.process import Process
+
+    def make(**changes) -> CogVideoX:
+        parts = {
+            "transformer": {
+                "num_layers": 3,
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "in_channels": 8,
+                "out_channels": 4,
+                "time_embed_dim": 8,
+                "text_embed_dim": 16,
+                "max_text_seq_length": 12,
+                "sample_height": 8,
+                "sample_width": 8,
+                "sample_frames": 17,
+                "patch_size": 2,
+                "use_rotary_positional_embeddings": True,
+                "use_learned_positional_embeddings": True,
+            },
+            "vae": {
+                "block_out_channels": [8, 8, 8],
+                "down_block_types": ["CogVideoXDownBlock3D"] * 3,
+                "up_block_types": ["CogVideoXUpBlock3D"] * 3,
+                "latent_channels": 4,
+                "layers_per_block": 1,
+                "norm_num_groups": 2,
+                "temporal_compression_ratio": 4,
+                "sample_height": 32,
+                "sample_width": 32,
+                "scaling_factor": 0.7,
+            },
+            "text": {"vocab_size": 384, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 1},
+        }
+        for name, numbers in parts.items():
+            numbers.update(changes.pop(name, {}))
+        return CogVideoX(**parts, process=changes.pop("process", None) or Process(), **changes)
+
+    return make

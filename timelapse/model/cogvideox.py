@@ -1,0 +1,234 @@
+"""CogVideoX image-to-video: transformer, VAE, T5 and noise process from plain numbers, with or without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch import nn
+from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5EncoderModel
+
+from timelapse import assets
+from timelapse.model.cogvideox_backbone import Backbone
+from timelapse.model.cogvideox_codec import CogVideoXCodec
+from timelapse.model.t5 import T5
+from timelapse.process import Process
+
+
+class CogVideoX:
+    """The parts of one CogVideoX model; each is built when first asked for, on torch's default device.
+
+    `backbone` is trained and may be sharded; `codec` and `text` are frozen and are not its children, so that
+    neither sharding nor materialising from the meta device touches them.
+
+    transformer, vae, text: constructor numbers of `CogVideoXTransformer3DModel`, `AutoencoderKLCogVideoX` and
+        `T5Config`. Numbers that differ from those of the weights are an error.
+    weights: where the parts "transformer", "vae" and "text" come from. None: random, from `seed`. A string with
+        a slash or an existing folder: a diffusers pipeline, by `from_pretrained`. A dict: part -> None, such a
+        string, or the name of a weight shipped in `timelapse/assets`.
+    lora: None (train everything) or {rank, alpha, targets}: only low-rank updates of named layers are trained.
+    zero_init: a random transformer starts with closed gates and zero output (DiT, arXiv:2212.09748), which
+        training from scratch needs.
+    align: where alignment losses look, read by their configs: {layer, early_layer, width, hidden}.
+    dtype: of the transformer's weights. frozen_dtype: of VAE and T5. "float32", "bfloat16" or "float16".
+    """
+
+    def __init__(
+        self,
+        transformer: dict[str, Any],
+        vae: dict[str, Any],
+        text: dict[str, Any],
+        process: Process,
+        weights: str | dict[str, str | None] | None = None,
+        lora: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        vae_slicing: bool = False,
+        vae_tiling: bool = False,
+        zero_init: bool = False,
+        dtype: str = "float32",
+        frozen_dtype: str = "float32",
+        seed: int = 0,
+        align: dict[str, int] | None = None,
+    ):
+        if transformer["in_channels"] != 2 * vae["latent_channels"]:
+            raise ValueError(
+                f"cogvideox: transformer.in_channels is {transformer['in_channels']}, expected "
+                f"{2 * vae['latent_channels']}: noisy and known latents of vae.latent_channels each"
+            )
+        if transformer["text_embed_dim"] != text["d_model"]:
+            raise ValueError(
+                f"cogvideox: transformer.text_embed_dim={transformer['text_embed_dim']} differs from "
+                f"text.d_model={text['d_model']}; make them equal"
+            )
+        width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+        if align and align["width"] != width:
+            raise ValueError(f"cogvideox: model.align.width={align['width']}, but the blocks are {width} wide; set it")
+        if lora is not None and set(lora) != {"rank", "alpha", "targets"}:
+            raise ValueError(f"cogvideox: lora has {sorted(lora)}; expected rank, alpha and targets, or lora=null")
+        self.numbers = {"transformer": transformer, "vae": vae, "text": text}
+        self.process = process
+        self.weights, self.lora, self.seed = weights, lora, seed
+        self.gradient_checkpointing, self.compile, self.zero_init = gradient_checkpointing, compile, zero_init
+        self.vae_slicing, self.vae_tiling = vae_slicing, vae_tiling
+        self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The transformer to train. Under `torch.device("meta")` it has shapes only: shard it, `to_empty` it on the
+        device, then call `materialise`."""
+        transformer = self._part("transformer", CogVideoXTransformer3DModel, self.dtype)
+        if self.lora:
+            from peft import LoraConfig
+
+            transformer.requires_grad_(False)
+            with self._seeded():
+                transformer.add_adapter(
+                    LoraConfig(
+                        r=self.lora["rank"],
+                        lora_alpha=self.lora["alpha"],
+                        target_modules=list(self.lora["targets"]),
+                        init_lora_weights=True,
+                    )
+                )
+            for p in transformer.parameters():  # what is trained stays in float32 over half-precision weights
+                if p.requires_grad:
+                    p.data = p.data.float()
+        return Backbone(transformer, self.gradient_checkpointing, self.compile)
+
+    @cached_property
+    def codec(self) -> CogVideoXCodec:
+        """Pixels to latents and back; frozen."""
+        vae = self._part("vae", AutoencoderKLCogVideoX, self.frozen_dtype)
+        return CogVideoXCodec(vae, slicing=self.vae_slicing, tiling=self.vae_tiling)
+
+    @cached_property
+    def text(self) -> T5:
+        """Captions to tokens; frozen. Without a hub's tokenizer, tokens are bytes."""
+        encoder, source = self._part("text", T5EncoderModel, self.frozen_dtype), self._source("text")
+        load = AutoTokenizer.from_pretrained
+        tokenizer = self._from_hub(load, source, "tokenizer") if _is_hub(source) else ByT5Tokenizer()
+        return T5(encoder, tokenizer, self.numbers["transformer"]["max_text_seq_length"])
+
+    def materialise(self, backbone: Backbone) -> None:
+        """Fill a backbone that was built on the meta device, sharded or not, and given memory by `to_empty`.
+
+        Process 0 builds the starting weights on its CPU and sends each process its shard.
+        """
+        from torch.distributed import get_rank, is_initialized
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        first = not is_initialized() or get_rank() == 0
+        start = {}
+        if first:
+            with torch.device("cpu"):
+                start = CogVideoX.backbone.func(self).state_dict()
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
+        set_model_state_dict(backbone, start, options=options)
+
+    # -- shapes ------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels."""
+        vae = self.numbers["vae"]
+        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        t = (frames - 1) // int(vae["temporal_compression_ratio"]) + 1
+        return t, vae["latent_channels"], height // spatial, width // spatial
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """(t,h,w) of the video tokens of such a clip, first latent frame included."""
+        return self.grid_of((1, *self.latent_shape(frames, height, width)))
+
+    def grid_of(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """(t,h,w) of the video tokens of a latent of `shape` (B,t,c,h,w)."""
+        p = self.numbers["transformer"]["patch_size"]
+        return shape[1], shape[3] // p, shape[4] // p
+
+    # -- export ------------------------------------------------------------------------------------------------
+
+    def export(self, folder: str | Path, backbone: Backbone | None = None, merge: bool = False) -> None:
+        """Write what was trained in the form that plain diffusers opens.
+
+        Full finetuning, or LoRA with `merge`: a pipeline folder for
+        `CogVideoXImageToVideoPipeline.from_pretrained(folder)`. LoRA without `merge`: one small file for
+        `pipeline.load_lora_weights(folder)` on top of the pipeline that `weights` names.
+        """
+        from timelapse.model.cogvideox_export import save_lora, save_pipeline
+
+        backbone = backbone or self.backbone
+        if self.lora and not merge:
+            save_lora(backbone, folder)
+        else:
+            save_pipeline(self, backbone, folder)
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def _source(self, part: str) -> str | None:
+        return self.weights.get(part) if isinstance(self.weights, dict) else self.weights
+
+    def _part(self, part: str, kind: type, dtype: torch.dtype) -> nn.Module:
+        """The module of a part with its weights; only shapes when built on the meta device."""
+        source, numbers = self._source(part), self.numbers[part]
+        if torch.get_default_device().type != "meta" and _is_hub(source):
+            folder = {"text": "text_encoder"}.get(part, part)
+            name = "dtype" if part == "text" else "torch_dtype"  # transformers 5 renamed it, diffusers did not
+            module = self._from_hub(kind.from_pretrained, source, folder, **{name: dtype})
+            self._compare(part, source, module.config.to_dict() if part == "text" else dict(module.config))
+            return module
+        with self._seeded():
+            module = kind(T5Config(**numbers)) if part == "text" else kind(**numbers)
+        if torch.get_default_device().type != "meta":
+            if source is not None:
+                state, card = assets.load(source)
+                self._compare(part, source, card.get("config", {}))
+                module.load_state_dict(state)
+            elif part == "transformer" and self.zero_init:
+                _close_gates(module)
+        return nn.Module.to(module, dtype)  # diffusers' own `to` warns about modules it keeps in float32: none here
+
+    def _compare(self, part: str, source: str, theirs: dict[str, Any]) -> None:
+        plain = lambda value: list(value) if isinstance(value, tuple) else value
+        for key, value in self.numbers[part].items():
+            if key in theirs and plain(theirs[key]) != plain(value):
+                raise ValueError(
+                    f"cogvideox: the weights '{source}' have {part}.{key}={theirs[key]}, the config says {value}; "
+                    f"set model.{part}.{key}={theirs[key]} or choose other model.weights"
+                )
+
+    def _from_hub(self, load: Callable, source: str, folder: str, **options: Any) -> Any:
+        try:
+            return load(source, subfolder=folder, **options)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"cogvideox: cannot open '{folder}' of model.weights={source}: {reason} Download it with "
+                f"`hf download {source} --local-dir DIR` (accept its licence on the hub first if it is gated) and set "
+                f"model.weights=DIR, or set model.weights=null for random weights"
+            ) from error
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(self.seed)
+            yield
+
+
+def _is_hub(source: str | None) -> bool:
+    return source is not None and ("/" in source or Path(source).is_dir())
+
+
+@torch.no_grad()
+def _close_gates(transformer: CogVideoXTransformer3DModel) -> None:
+    """Each block starts as the identity and the output as zero."""
+    closed = [layer.linear for block in transformer.transformer_blocks for layer in (block.norm1, block.norm2)]
+    for layer in (*closed, transformer.proj_out):
+        layer.weight.zero_()
+        layer.bias.zero_()

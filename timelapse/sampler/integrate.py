@@ -1,0 +1,86 @@
+"""From noise to a clean latent: DDIM and the DPM-Solver++ SDE of CogVideoX, over any denoiser (zt, t) -> z0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from timelapse.process import Process
+from timelapse.sampler.guide import Denoiser
+
+
+def timesteps(process: Process, steps: int) -> list[int]:
+    """Network times in falling order, 'trailing' spacing (arXiv:2305.08891, Table 2): the first is the last time,
+    where there is no signal."""
+    if not 1 <= steps <= process.steps or steps != int(steps):
+        raise ValueError(f"sampler.steps is {steps}; expected a whole number in 1..{process.steps}, e.g. 50")
+    stride = process.steps / steps
+    # Halves are rounded to even, as numpy does for diffusers.
+    return [int(torch.tensor(process.steps - i * stride, dtype=torch.float64).round()) - 1 for i in range(steps)]
+
+
+def ddim(
+    denoise: Denoiser, noise: Tensor, process: Process, steps: int, draw: object = None, progress: bool = False
+) -> Tensor:
+    """Deterministic DDIM, eta = 0 (Song et al. 2021, arXiv:2010.02502, eq. 12), as `CogVideoXDDIMScheduler`.
+
+    noise: (B,t,c,h,w) at the first time. Returns the clean latent. `draw` is not used.
+    """
+    z = noise
+    for t in tqdm(timesteps(process, steps), desc="ddim", leave=False, disable=not progress):
+        now, after = _alpha_bar(process, t), _alpha_bar(process, _next(process, t, steps))
+        keep = math.sqrt((1 - after) / (1 - now))
+        z = keep * z + (math.sqrt(after) - math.sqrt(now) * keep) * denoise(z, t)
+    return z
+
+
+def dpm(
+    denoise: Denoiser,
+    noise: Tensor,
+    process: Process,
+    steps: int,
+    draw: Callable[[], Tensor],
+    progress: bool = False,
+) -> Tensor:
+    """Second-order SDE-DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), as `CogVideoXDPMScheduler`.
+
+    noise: (B,t,c,h,w) at the first time. draw: called once a step, fresh unit Gaussian of that shape; diffusers draws
+    a second one, which it throws away, at each but the first and last step. Returns the clean latent.
+    """
+    z, before, last_z0 = noise, None, None
+    for t in tqdm(timesteps(process, steps), desc="dpm", leave=False, disable=not progress):
+        following = _next(process, t, steps)
+        now, after = _alpha_bar(process, t), _alpha_bar(process, following)
+        z0 = denoise(z, t)
+        h = _half_log_snr(after) - _half_log_snr(now)
+        estimate = z0
+        if last_z0 is not None and following >= 0:  # else first order: nothing to look back to, or the end
+            ratio = (_half_log_snr(now) - _half_log_snr(before)) / h
+            estimate = (1 + 1 / (2 * ratio)) * z0 - 1 / (2 * ratio) * last_z0
+        z = (
+            math.sqrt((1 - after) / (1 - now)) * math.exp(-h) * z
+            - math.expm1(-2 * h) * math.sqrt(after) * estimate
+            + math.sqrt((1 - after) * -math.expm1(-2 * h)) * draw()
+        )
+        before, last_z0 = now, z0
+    return z
+
+
+def _next(process: Process, t: int, steps: int) -> int:
+    """Where a step from t ends; below 0 means clean. diffusers subtracts a whole stride instead of going to the next
+    listed time: they differ by one or two of 1000 where `steps` does not divide 1000. Kept, for parity."""
+    return t - process.steps // steps
+
+
+def _alpha_bar(process: Process, t: int) -> float:
+    return float(process.alpha_bar[t]) if t >= 0 else 1.0
+
+
+def _half_log_snr(alpha_bar: float) -> float:
+    if alpha_bar in (0.0, 1.0):
+        return -math.inf if alpha_bar == 0.0 else math.inf
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
