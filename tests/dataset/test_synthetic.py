@@ -13,6 +13,7 @@ from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
 from timelapse.randomness import keyed
 
 ALL = list(PROCESSES)
+FRAMES = 17  # of a clip and its failed version; the half way mark is after frame 8
 GROWS = {"flower": 1, "seedling": 1, "dough": 1, "fruit": 1, "mushroom": 1, "candle": -1, "ice": -1}
 
 
@@ -28,19 +29,17 @@ def spearman(x: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("process", ALL)
 def test_a_clip_depends_on_its_index_alone(process):
-    data = Synthetic(processes=(process,), height=24, width=24)
-    forward = [data[i] for i in (0, 1)]
-    again = Synthetic(processes=(process,), height=24, width=24, size=2)
-    backward = [again[i] for i in (1, 0)][::-1]
-    for a, b in zip(forward, backward):
-        assert all(torch.equal(a[k], b[k]) for k in ("video", "mask", "stage", "seconds"))
-        assert (a["key"], a["caption"]) == (b["key"], b["caption"])
-    assert not torch.equal(forward[0]["video"], forward[1]["video"])
+    data = Synthetic(processes=(process,), height=24, width=24, frames=5)
+    first, other = data[0], data[1]
+    again = Synthetic(processes=(process,), height=24, width=24, frames=5, size=2)[-1]  # alone, in a smaller set
+    assert all(torch.equal(other[k], again[k]) for k in ("video", "mask", "stage", "seconds"))
+    assert (other["key"], other["caption"]) == (again["key"], again["caption"])
+    assert not torch.equal(first["video"], other["video"])
 
 
 @pytest.mark.parametrize("process", ALL)
 def test_ranges_hold_and_the_picture_is_finite(process):
-    for i in range(3):
+    for i in range(2):
         item = Synthetic(processes=(process,), height=24, width=40, frames=5)[i]
         assert item["video"].shape == (5, 3, 24, 40) and item["mask"].shape == (5, 1, 24, 40)
         assert item["video"].dtype == torch.float32 and item["seconds"].dtype == torch.float64
@@ -55,7 +54,7 @@ def test_ranges_hold_and_the_picture_is_finite(process):
 @pytest.mark.parametrize("process", ALL)
 def test_the_further_apart_two_stages_the_more_the_pictures_differ(process):
     """On average over a clip; not pair by pair, since bread that browns against a dark oven comes closer to it."""
-    video = torch.cat([clip(process, torch.linspace(0, 1, 9), draw)[0][:, None] for draw in range(3)], dim=1)
+    video = torch.cat([clip(process, torch.linspace(0, 1, 9), draw)[0][:, None] for draw in range(2)], dim=1)
     by_lag = [(video[lag:] - video[:-lag]).abs().mean() for lag in (1, 2, 4, 6)]
     assert by_lag == sorted(by_lag) and by_lag[0] < 0.5 * by_lag[-1], by_lag
 
@@ -63,7 +62,7 @@ def test_the_further_apart_two_stages_the_more_the_pictures_differ(process):
 @pytest.mark.parametrize("process", GROWS)
 def test_the_mask_grows_or_shrinks(process):
     stage = torch.linspace(0, 1, 9)
-    for draw in range(3):
+    for draw in range(2):
         _, mask = clip(process, stage, draw)
         area = mask.mean((1, 2, 3)) if process != "ice" else mask.amax(-1).mean((1, 2))  # ice: height above the pool
         assert spearman(GROWS[process] * area) > 0.85, area
@@ -97,9 +96,9 @@ def test_edges_are_anti_aliased():
 
 
 def test_a_smaller_picture_is_the_larger_one_seen_from_afar():
-    stage = torch.tensor([0.3, 0.9])
+    stage = torch.tensor([0.6])
     for process in ALL:
-        small, large = clip(process, stage, size=32)[0], clip(process, stage, size=128)[0]
+        small, large = clip(process, stage, size=24)[0], clip(process, stage, size=96)[0]
         assert (torch.nn.functional.avg_pool2d(large, 4) - small).abs().mean() < 0.05, process
 
 
@@ -118,7 +117,7 @@ def test_processes_take_turns():
 
 
 def pair(process: str, failure: str, index: int = 0) -> tuple[dict, dict]:
-    kwargs = dict(processes=(process,), height=24, width=24)
+    kwargs = dict(processes=(process,), height=24, width=24, frames=FRAMES)
     return Synthetic(**kwargs)[index], Synthetic(**kwargs, failure=failure)[index]
 
 
@@ -127,7 +126,7 @@ def test_static_keeps_its_first_frame_but_for_sway_and_light(process):
     clean, static = pair(process, "static")
     assert torch.equal(clean["video"][0], static["video"][0]) and (static["stage"] == clean["stage"][0]).all()
     moved = [(c["video"] - c["video"][:1]).abs().mean((1, 2, 3)).max() for c in (clean, static)]
-    assert moved[1] < 0.06 and moved[1] < 0.5 * moved[0]
+    assert moved[1] < 0.05 and moved[1] < 0.5 * moved[0]
     assert (static["video"].diff(dim=0) != 0).any()  # the extras are still there
 
 
@@ -137,8 +136,8 @@ def test_swap_and_cut_are_the_clean_clip_for_its_first_half(process, failure):
     clean, broken = pair(process, failure)
     half = 9
     assert torch.equal(clean["video"][:half], broken["video"][:half])
-    steps = [c["video"].diff(dim=0).abs().mean((1, 2, 3)) for c in (clean, broken)]
-    assert steps[1].argmax() == half - 1 and steps[1][half - 1] > 1.5 * steps[0][half - 1]
+    jump = [(c["video"][half] - c["video"][half - 1]).abs().mean() for c in (clean, broken)]
+    assert jump[1] > 1.5 * jump[0]
 
 
 def test_zigzag_breaks_the_order_and_nothing_else():

@@ -91,7 +91,7 @@ class Synthetic(Dataset):
         if self.failure in ("swap", "cut"):
             draw = self._draw(index, self.failure)
             if self.failure == "swap":
-                other, other_who = name, stranger(name, who, draw)
+                other, other_who = name, stranger(name, who, stage[self.frames // 2].item(), draw)
             else:
                 others = [p for p in PROCESSES if p != name]
                 other = others[int(torch.randint(len(others), (), generator=draw))]

@@ -31,7 +31,7 @@ def mushroom(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     vignette(canvas)
     light, count = who["light"], who["count"]
     middle = {1: [0.0], 2: [-0.36, 0.40], 3: [-0.55, 0.55, 0.02]}[count]
-    draws = scatter(who, "mushrooms", 3, 4).tolist()
+    draws = scatter(who["own"], "mushrooms", 3, 4).tolist()
     for k, mid in enumerate(middle):
         a, b, c, d = draws[k]
         scale = (1.2, 0.88, 0.72)[count - 1] * (0.85 + 0.3 * a) * (1.35 if count == 3 and k == 2 else 1)
@@ -78,9 +78,9 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     sun_angle = math.pi * (0.04 + stage / 0.78)  # below the horizon after stage 0.75
     sun_x, sun_y = light * who["arc"] * torch.cos(sun_angle), horizon + 0.95 * torch.sin(sun_angle)
     elevation = torch.sin(sun_angle)
-    day = phase(elevation, -0.15, 0.55)
-    night = phase(stage, 0.74, 0.95)
-    dusk = phase(stage, 0.45, 0.72) * (1 - night)
+    day = phase(elevation, -0.35, 0.75)
+    night = phase(stage, 0.66, 1.0)
+    dusk = phase(stage, 0.36, 0.74)
     dawn = 1 - phase(stage, 0.0, 0.22)
     height = ((canvas.y - horizon) / (1 - horizon)).clamp(0, 1)
     noon_sky = mix(hsv(who["sky_hue"], 0.18, 0.98), hsv(who["sky_hue"], 0.62, 0.92), height)
@@ -89,7 +89,7 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     night_sky = mix(hsv(0.64, 0.55, 0.26), hsv(0.66, 0.75, 0.10), height)
     colour = mix(mix(noon_sky, dawn_sky, dawn), dusk_sky, dusk)
     canvas.fill(mix(colour, night_sky, night))
-    for a, b, c in scatter(who, "stars", 16, 3).tolist():
+    for a, b, c in scatter(who["own"], "stars", 16, 3).tolist():
         star = shape.norm(canvas.x - 2.2 * a + 1.1, canvas.y - 1.2 * b + 0.1) - 0.008 - 0.012 * c
         canvas.paint(star, torch.ones(1, 3, 1, 1), (0.4 + 0.6 * c) * phase(night, 0.5, 1.0))
     warm = mix(hsv(0.14, 0.12, 1.0), hsv(0.08, 0.6, 1.0), 1 - day)
@@ -100,7 +100,7 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     moon = shape.norm(canvas.x - moon_x, canvas.y - moon_y)
     canvas.paint(moon - 0.10, hsv(0.14, 0.08, 0.95), phase(night, 0.3, 0.9))
     drift = 0.35 * time
-    for a, b, c in scatter(who, "clouds", 3, 3).tolist()[: who["clouds"]]:
+    for a, b, c in scatter(who["own"], "clouds", 3, 3).tolist()[: who["clouds"]]:
         cx, cy = 2.4 * a - 1.4 + drift * (0.6 + c), 0.35 + 0.45 * b
         puff = shape.ellipse(canvas.x - cx, canvas.y - cy, 0.30 + 0.1 * c, 0.07)
         puff = shape.join(puff, shape.ellipse(canvas.x - cx - 0.05, canvas.y - cy - 0.06, 0.15, 0.09), 0.06)
@@ -111,7 +111,7 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     tone = mix(torch.ones(1, 3, 1, 1), hsv(0.07, 0.40, 1.0), (dusk + 0.5 * dawn).clamp(0, 1))
     tone = mix(tone, hsv(0.62, 0.45, 1.0), night) * lit[:, None]
     for k in range(who["hills"]):
-        a, b, c = scatter(who, f"hill{k}", 3).tolist()
+        a, b, c = scatter(who["own"], f"hill{k}", 3).tolist()
         crest = horizon + 0.16 - 0.20 * k
         line = crest + (0.16 - 0.03 * k) * torch.sin(canvas.x * (1.4 + 1.2 * a) + 6.28 * b)
         line = line + 0.04 * torch.sin(canvas.x * (4 + 2 * c) + 6.28 * a)
@@ -122,7 +122,7 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     throw = (-sun_x / (0.35 + elevation.clamp(0, 1))).clamp(-0.8, 0.8) * 0.45  # where the shadows fall
     strength = 0.5 * phase(elevation, 0.0, 0.3)
     black = torch.zeros(1, 3, 1, 1)
-    for k, (a, b, c) in enumerate(scatter(who, "trees", 3, 3).tolist()[: who["trees"]]):
+    for k, (a, b, c) in enumerate(scatter(who["own"], "trees", 3, 3).tolist()[: who["trees"]]):
         tx, ty = (-0.72, -0.40, 0.80)[k] * -light + 0.12 * (a - 0.5), -0.52 - 0.16 * b
         tall = 0.42 + 0.22 * c
         cast = shape.ellipse(canvas.x - tx - throw * 0.9, canvas.y - ty, 0.10 + throw.abs() * 0.9, 0.045)
@@ -143,8 +143,8 @@ def landscape(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         canvas.paint(shape.box(x, y, 0.22, 0.15), wall * tone, subject=True)
         roof = torch.maximum(x.abs() * 0.62 + (y - 0.31) * 0.78, 0.12 - y)
         canvas.paint(roof, hsv(who["house_hue"] + 0.02, 0.65, 0.55) * tone, subject=True)
-        lamp = mix(hsv(0.6, 0.35, 0.45) * tone, hsv(0.13, 0.55, 1.0), phase(stage, 0.72, 0.84))
+        lamp = mix(hsv(0.6, 0.35, 0.45) * tone, hsv(0.13, 0.55, 1.0), phase(stage, 0.66, 0.84))
         for wx in (-0.10, 0.10):
             canvas.paint(shape.box(x - wx, y + 0.01, 0.05, 0.055), lamp, subject=True)
-        glow = (-(x * x + (y + 0.01) ** 2) / 0.05).exp() * 0.45 * phase(stage, 0.74, 0.9)
+        glow = (-(x * x + (y + 0.01) ** 2) / 0.05).exp() * 0.45 * phase(stage, 0.68, 0.9)
         canvas.glow(glow, hsv(0.12, 0.6, 1.0))

@@ -12,11 +12,11 @@ from timelapse.dataset.world.canvas import Canvas, hsv, mix, phase
 from timelapse.dataset.world.scene import ball_light, room, scatter, shadow, studio, texture, vignette
 
 DOUGH = dict(
-    scene=[0, 1, 2], vessel=[0, 1], vessel_hue=(0.0, 1.0), plain=[0, 1], size=(0.56, 0.72), rise=(0.42, 0.62),
+    scene=[0, 1, 2], vessel=[0, 1], vessel_hue=(0.0, 1.0), plain=[0, 1], size=(0.58, 0.74), rise=(0.46, 0.68),
     crust_hue=[0.05, 0.075, 0.095], crust=(0.45, 0.8), cuts=[0, 2, 3],
 )
 ICE = dict(
-    scene=[0, 1], count=[1, 2, 3], size=(0.30, 0.38), berry_hue=[0.99, 0.08, 0.14, 0.30, 0.78, 0.90],
+    scene=[0, 1], count=[1, 2, 3], size=(0.34, 0.44), berry_hue=[0.99, 0.08, 0.14, 0.30, 0.78, 0.90],
     puddle=(0.75, 0.95), plate=[0, 1], tilt=(-0.2, 0.2),
 )
 CANDLE = dict(
@@ -34,10 +34,11 @@ def table(canvas: Canvas, who: dict, ground: float) -> None:
     vignette(canvas)
 
 
-def oven(canvas: Canvas, who: dict, ground: float) -> None:
-    """Inside a hot oven: dark walls, a lamp, a rack."""
+def oven(canvas: Canvas, who: dict, ground: float, heat: Tensor) -> None:
+    """Inside an oven: dark walls, a lamp, a rack, and from above the glow of the heat (T,1,1) in [0,1]."""
     lamp = (-1.6 * ((canvas.x - 0.7 * who["light"]) ** 2 + (canvas.y - 0.9) ** 2)).exp()
     canvas.fill(hsv(0.06, 0.55, 0.16 + 0.05 * canvas.y + 0.55 * lamp))
+    canvas.glow(heat * 0.75 * ((canvas.y - 1.0) / 0.75).exp().expand_as(canvas.mask), hsv(0.03, 0.85, 1.0))
     canvas.paint((canvas.y - ground).expand_as(canvas.mask), hsv(0.05, 0.5, 0.12))
     for k in range(-6, 7):
         bar = (canvas.x - 0.28 * k * (1 - 0.9 * (canvas.y - ground))).abs() - 0.014
@@ -48,12 +49,12 @@ def oven(canvas: Canvas, who: dict, ground: float) -> None:
 def dough(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     ground = -0.62
     if who["scene"] == 2:
-        oven(canvas, who, ground)
+        oven(canvas, who, ground, phase(stage, 0.2, 1.0))
     else:
         table(canvas, who, ground)
     light, size = who["light"], who["size"]
     rim = -0.18
-    up = phase(stage, 0.0, 0.95)
+    up = phase(stage, -0.15, 0.9)
     bake = phase(stage, 0.40, 1.0)
     shadow(canvas, -0.1 * light, ground - 0.08, size * 1.05, 0.09, 0.5)
     top = rim + 0.05 + (who["rise"] - 0.05) * up
@@ -114,7 +115,7 @@ def ice(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     whole = size * (1.15, 0.95, 0.84)[count - 1]
     places = ((-0.34, 0.0), (0.36, 0.0), (0.02, 1.0))[:count] if count > 1 else ((0.0, 0.0),)
     for k, (px, level) in enumerate(places):
-        a, b, c = scatter(who, f"cube{k}", 3).tolist()
+        a, b, c = scatter(who["own"], f"cube{k}", 3).tolist()
         half = whole * (0.04 + 0.96 * left) * (0.9 + 0.2 * a)
         tall = half * (0.75 + 0.25 * left)
         angle = (0.15 * (b - 0.5) + who["tilt"] * (level > 0)) * left
@@ -152,7 +153,7 @@ def candle(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     burn = stage
     lamps = []
     for k, mid in enumerate(middle):
-        a, b, c = scatter(who, f"candle{k}", 3).tolist()
+        a, b, c = scatter(who["own"], f"candle{k}", 3).tolist()
         full = who["height"] * (1.0 if k == count - 1 else 0.72 + 0.2 * a)
         base = ground - 0.10 - 0.06 * (k == 2)
         top = base + 0.13 + full * (1 - 0.90 * burn)
@@ -173,7 +174,7 @@ def candle(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         body = torch.minimum(body, shape.ellipse(x, y - base, width, width * 0.25))
         wax = hsv(who["wax_hue"], saturation * (1 - 0.35 * near), bright)
         canvas.paint(body, wax, subject=True)
-        for j, (p, q) in enumerate(scatter(who, f"drips{k}", 3, 2).tolist()[: who["drips"]]):
+        for j, (p, q) in enumerate(scatter(who["own"], f"drips{k}", 3, 2).tolist()[: who["drips"]]):
             run = phase(burn, 0.10 + 0.15 * j, 0.45 + 0.15 * j) * (0.18 + 0.3 * q)
             dx = width * (1.5 * p - 0.75)
             end = torch.maximum(top - run, torch.as_tensor(base))

@@ -63,7 +63,7 @@ def flower(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     slope = 2 * bend * (canvas.y - base)
     stem = shape.stem(canvas.x, canvas.y, stalk, slope, 0.026, base, top)
     canvas.paint(stem, green * shade[:, None], subject=True)
-    for k, (at, turn, long) in enumerate(scatter(who, "leaves", 3, 3).tolist()):
+    for k, (at, turn, long) in enumerate(scatter(who["own"], "leaves", 3, 3).tolist()):
         y = base + (top - base) * (0.08 + 0.2 * k + 0.12 * at)
         angle = math.pi / 2 + (-1) ** k * (1.25 - 0.5 * turn - 0.25 * rise)
         length = (0.26 + 0.16 * long) * (0.7 + 0.5 * rise)
@@ -114,7 +114,7 @@ def seedling(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     thick = 0.016 + 0.022 * phase(stage, 0, 1) * (1 - 0.6 * ((canvas.y - base) / height).clamp(0, 1))
     body = mix(sprout, hsv(0.24, 0.55, 0.52), phase(stage, 0.2, 0.7))
     canvas.paint(shape.stem(canvas.x, canvas.y, stalk, slope, thick, base - 0.03, top), body, subject=True)
-    shape_of = scatter(who, "leaves", who["pairs"] + 1, 2, 2).tolist()
+    shape_of = scatter(who["own"], "leaves", who["pairs"] + 1, 2, 2).tolist()
     for k in range(who["pairs"] + 1):
         last = k == who["pairs"]
         start = 0.1 + 0.7 * k / (who["pairs"] + 0.5)
@@ -184,13 +184,13 @@ def tree(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     flare = who["trunk"] * (1 + 1.2 * (-0.45 - y).clamp(0, 0.3) * 4)
     canvas.paint(torch.maximum(x.abs() - flare * (1 - 0.45 * ((y + 0.7) / 0.9)).clamp(0.2, 1),
                                torch.maximum(y - 0.2, -0.7 - y)), bark, subject=True)
-    twigs = scatter(who, "twigs", 7, 2).tolist()
+    twigs = scatter(who["own"], "twigs", 7, 2).tolist()
     for k, (a, b) in enumerate(twigs):
         angle = math.pi / 2 + (k - 3) * 0.36 + 0.25 * (a - 0.5)
         root, long = -0.28 + 0.10 * (3 - abs(k - 3)), size * (0.8 + 0.25 * b)
         tip = (math.cos(angle) * long, root + 0.08 + math.sin(angle) * long)
         canvas.paint(shape.segment(x, y, 0.0, root, *tip, 0.022), bark, subject=True)
-    crown = scatter(who, "crown", 11, 4).tolist()
+    crown = scatter(who["own"], "crown", 11, 4).tolist()
     fall = who["fall"] * phase(stage, 0.5, 1.0)
     for k, (a, b, c, d) in enumerate(crown):
         ring = k * 2.39996
@@ -207,7 +207,7 @@ def tree(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         autumn = hsv(who["leaf_hue"] + 0.04 * (b - 0.5), 0.82, (0.86 * bright).clamp(0, 1))
         canvas.paint(shape.ellipse(u, v, r, r * 0.9) + 2 * rough * r, mix(green, autumn, turned), 1 - loss,
                      subject=True)
-    for a, b, c, d in scatter(who, "fallen", 9, 4).tolist():
+    for a, b, c, d in scatter(who["own"], "fallen", 9, 4).tolist():
         there = phase(fall, 0.15 + 0.8 * c, 0.25 + 0.8 * c)
         spot = shape.ellipse(canvas.x - 1.5 * (a - 0.5), canvas.y + 0.70 + 0.18 * b, 0.07, 0.028)
         canvas.paint(spot, hsv(who["leaf_hue"] + 0.04 * (d - 0.5), 0.78, 0.78), there)

@@ -16,7 +16,7 @@ from timelapse.dataset.world.scene import scatter, sway
 
 HOUR, DAY = 3600.0, 86400.0
 Ranges = dict[str, tuple[float, float] | list[float]]  # a tuple is an interval, a list is a choice
-COMMON: Ranges = dict(light=[-1, 1], hue=(0.0, 1.0), tone=(0.0, 1.0), seed=(0, 2**31))
+PLACE: Ranges = dict(light=[-1, 1], hue=(0.0, 1.0), tone=(0.0, 1.0), seed=(0, 2**31))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ PROCESSES: dict[str, Scenario] = {
 
 def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
     """What makes one clip's subject and place its own: a number for every range of the process."""
-    ranges = COMMON | PROCESSES[process].ranges
+    ranges = PLACE | PROCESSES[process].ranges | {"own": (0, 2**31)}
     drawn = torch.rand(len(ranges), generator=generator, dtype=torch.float64).tolist()
     who: dict[str, float] = {}
     for (name, allowed), u in zip(ranges.items(), drawn):
@@ -53,23 +53,8 @@ def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
             who[name] = allowed[int(u * len(allowed))]
         else:
             who[name] = allowed[0] + u * (allowed[1] - allowed[0])
-    who["seed"] = int(who["seed"])
+    who["seed"], who["own"] = int(who["seed"]), int(who["own"])
     return who
-
-
-def stranger(process: str, who: dict[str, float], generator: torch.Generator) -> dict[str, float]:
-    """Another subject in the same place: of a few draws the one that differs most from `who`."""
-    ranges = PROCESSES[process].ranges
-
-    def difference(other: dict[str, float]) -> float:
-        total = 0.0
-        for name, allowed in ranges.items():
-            span = max(allowed) - min(allowed)
-            total += min(1.0, 2 * abs(other[name] - who[name]) / span)  # half the range is different enough
-        return total
-
-    place = {name: who[name] for name in (*COMMON, "scene") if name in who}
-    return max((draw_identity(process, generator) | place for _ in range(12)), key=difference)
 
 
 def render(
@@ -84,8 +69,17 @@ def render(
     time = torch.linspace(0, 1, frames).view(-1, 1, 1)
     canvas = Canvas(height, width)
     PROCESSES[process].paint(canvas, who, stage.view(-1, 1, 1).float(), time)
-    flicker = 0.02 * (scatter(who, "light", frames).view(-1, 1, 1) - 0.5)
-    light = 0.985 + flicker + 1.5 * sway({"seed": who["seed"] + 1}, time)
+    flicker = 0.012 * (scatter(who["seed"], "light", frames).view(-1, 1, 1) - 0.5)
+    light = 0.985 + flicker + 0.8 * sway({"seed": who["seed"] + 1}, time)
     canvas.shade(light)
     video = canvas.image.clamp(0, 1).expand(frames, -1, -1, -1)
     return (2 * video - 1).contiguous(), canvas.mask.clamp(0, 1).expand(frames, -1, -1)[:, None].contiguous()
+
+
+def stranger(process: str, who: dict[str, float], stage: float, generator: torch.Generator) -> dict[str, float]:
+    """Another subject in the same place: of a few draws, the one that looks least like `who` at this stage."""
+    place = {name: who[name] for name in (*PLACE, "scene") if name in who}
+    at = torch.tensor([stage])
+    picture = render(process, who, at, 32, 32)[0]
+    others = [draw_identity(process, generator) | place for _ in range(8)]
+    return max(others, key=lambda other: (render(process, other, at, 32, 32)[0] - picture).abs().mean().item())

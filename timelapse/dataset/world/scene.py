@@ -1,7 +1,7 @@
 """What lies behind and under a subject, and small things that several scenes share.
 
 An identity `who` is a dict of numbers. All scenes read its `light` (-1 from the left, +1 from the right),
-`hue`, `tone` (0..1, light or dark) and `seed` (textures and positions).
+`hue`, `tone` (0..1, light or dark) and `seed` (textures and positions); subjects have a seed of their `own`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from timelapse.dataset.world.canvas import Canvas, hsv, mix, phase
 from timelapse.randomness import keyed
 
 
-def scatter(who: dict, name: str, *size: int) -> Tensor:
-    """Uniform numbers in [0,1) that belong to an identity: places of spots, angles of leaves."""
-    return torch.rand(size, generator=keyed("world", who["seed"], name))
+def scatter(seed: float, name: str, *size: int) -> Tensor:
+    """Uniform numbers in [0,1) for what is too small to be in an identity: places of spots, angles of leaves."""
+    return torch.rand(size, generator=keyed("world", seed, name))
 
 
 def texture(canvas: Canvas, who: dict, name: str, cells: int) -> Tensor:
@@ -35,7 +35,7 @@ def texture(canvas: Canvas, who: dict, name: str, cells: int) -> Tensor:
 
 def sway(who: dict, time: Tensor, amount: float = 0.012) -> Tensor:
     """(T,1,1) slow sideways movement of the air over the clip; time in [0,1]."""
-    a, b = scatter(who, "sway", 2).tolist()
+    a, b = scatter(who["seed"], "sway", 2).tolist()
     return amount * ((time * (5 + 4 * a) + 6.28 * a).sin() + 0.5 * (time * 17 + 6.28 * b).sin())
 
 
@@ -78,7 +78,7 @@ def sky(canvas: Canvas, who: dict, ground: float) -> None:
     canvas.fill(mix(low, top, height))
     sun = shape.norm(canvas.x - 0.8 * who["light"], canvas.y - 0.9)
     canvas.glow((-2.2 * sun * sun).exp() * 0.6, hsv(0.12, 0.2, 1.0))
-    for k, (at, size) in enumerate(scatter(who, "hills", 2, 2).tolist()):
+    for k, (at, size) in enumerate(scatter(who["seed"], "hills", 2, 2).tolist()):
         x, y = canvas.x - 2.4 * at + 1.2, canvas.y - ground
         hill = shape.ellipse(x, y, 0.9 + 0.6 * size, 0.25 + 0.3 * size)
         canvas.paint(hill, hsv(0.33 + 0.06 * k, 0.35, 0.72 - 0.12 * k), 0.8, soft=0.12)
@@ -90,7 +90,7 @@ def foliage(canvas: Canvas, who: dict, ground: float) -> None:
     hue = 0.22 + 0.2 * who["hue"]
     blur = texture(canvas, who, "leaves", 4)
     canvas.fill(hsv(hue, 0.55, (0.34 + 0.22 * who["tone"]) * (0.85 + 0.25 * canvas.y + 0.25 * blur)))
-    for x, y, r, warm in scatter(who, "bokeh", 7, 4).tolist():
+    for x, y, r, warm in scatter(who["seed"], "bokeh", 7, 4).tolist():
         disc = shape.norm(canvas.x - 2.2 * x + 1.1, canvas.y - 1.3 * y + 0.25) - 0.1 - 0.16 * r
         canvas.paint(disc, hsv(hue - 0.12 * warm, 0.35, 0.85), 0.28, soft=0.06)
     soil(canvas, who, ground)
@@ -104,7 +104,7 @@ def room(canvas: Canvas, who: dict, ground: float) -> None:
     depth = ((ground - canvas.y) / 0.6).clamp(0, 1)
     grain = texture(canvas, who, "grain", 20)[:, :, : canvas.x.shape[-1] // 3 + 1]
     grain = F.interpolate(grain[None], canvas.image.shape[-2:], mode="bilinear", align_corners=False)[0]
-    wood = 0.42 + 0.3 * scatter(who, "wood", 1).item()
+    wood = 0.42 + 0.3 * scatter(who["seed"], "wood", 1).item()
     wood = wood * (1.12 - 0.35 * depth) * (0.9 + 0.2 * side) + 0.025 * grain
     edge = (canvas.y - ground).expand_as(canvas.mask)
     canvas.paint(edge, hsv(0.075, 0.52, wood))
@@ -114,7 +114,7 @@ def room(canvas: Canvas, who: dict, ground: float) -> None:
 def studio(canvas: Canvas, who: dict, ground: float) -> None:
     """A plain coloured backdrop that curves into the floor."""
     spot = (-1.1 * ((canvas.x - 0.25 * who["light"]) ** 2 + (canvas.y - 0.25) ** 2)).exp()
-    canvas.fill(hsv(who["hue"], 0.30 + 0.28 * who["tone"], (0.60 + 0.12 * (1 - who["tone"])) + 0.3 * spot))
+    canvas.fill(hsv(who["hue"], 0.20 + 0.28 * who["tone"], (0.60 + 0.12 * (1 - who["tone"])) + 0.3 * spot))
     canvas.shade(1 - 0.16 * phase(ground + 0.1 - canvas.y, 0.0, 0.35).expand_as(canvas.mask))
 
 
@@ -123,7 +123,7 @@ SCENES = (sky, foliage, room, studio)  # `who["scene"]` counts in this order
 
 def pot(canvas: Canvas, who: dict, ground: float, rim: float) -> None:
     """A clay pot on the ground, filled with soil up to its rim."""
-    hue, tone = scatter(who, "pot", 2).tolist()
+    hue, tone = scatter(who["seed"], "pot", 2).tolist()
     shadow(canvas, -0.12 * who["light"], ground - 0.28, 0.5, 0.08)
     x, y = canvas.x, canvas.y
     round_light = (1.05 - 0.45 * (x / 0.45 - 0.35 * who["light"]) ** 2).clamp(0.35, 1.1)
