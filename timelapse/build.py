@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import signature
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +22,15 @@ def build(part: DictConfig, **kwargs: Any) -> Any:
             f"{where}: no _target_ among ({keys}); a number was set for a part that is not switched on? "
             f"choose the part first, e.g. 'loss=[denoise,drepa]'"
         )
-    return instantiate(part, _convert_="all", **kwargs)
+    try:
+        return instantiate(part, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, FileNotFoundError)):  # the user's: say it as the part said it
+            raise type(cause)(f"{where}: {cause}") from error
+        raise
 
 
 def build_all(parts: DictConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
@@ -115,6 +116,6 @@ def save_sample(
         "frames": len(known),
         "seconds": None if seconds is None else seconds[b].tolist(),
         "seed": run.cfg.seed,
-        "sampler": dict(run.cfg.sampler),
+        "sampler": OmegaConf.to_container(run.cfg.sampler),
     }
     save_json(folder / f"{key}.json", about)

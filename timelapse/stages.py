@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ log = logging.getLogger("timelapse")
 
 def run_stages(cfg: DictConfig) -> float | None:
     """Go through `cfg.stages` in order; returns the evaluation's first number for a sweep that optimises, else None."""
+    quiet()
     unknown = [s for s in cfg.stages if s not in STAGES]
     if unknown or not cfg.stages:
         raise ValueError(f"stages={list(cfg.stages)}: unknown {unknown}; choose from {', '.join(STAGES)}")
@@ -42,6 +44,21 @@ def run_stages(cfg: DictConfig) -> float | None:
     if rank() == 0:
         mark_finished(run.folder, cfg.stages)
     return result
+
+
+def quiet() -> None:
+    """Only what a user can act on: Lightning's notes on hardware, tips and its own deprecations go."""
+    import lightning  # noqa: F401  (its import sets its loggers' levels)
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for known in (
+        "Checkpoint directory .* exists and is not empty",  # that is how a run goes on
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "The '\\w+' does not have many workers",
+        "You are resuming from a checkpoint that ended before the epoch ended",  # the stream keeps its own place
+    ):
+        warnings.filterwarnings("ignore", message=f".*{known}")
 
 
 class Run:
