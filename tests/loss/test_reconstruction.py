@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timelapse.loss.reconstruction import psnr, reconstruction
+
+
+def test_a_constant_offset_costs_no_gradient():
+    target = torch.rand(2, 9, 3, 8, 8)
+    loss = reconstruction(target + 0.25, target)
+    assert loss["pixel"].item() == pytest.approx(0.25, abs=1e-6)
+    assert loss["gradient"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_flicker_costs_its_jump_in_time_only():
+    target = torch.zeros(1, 4, 3, 8, 8)
+    output = target + torch.tensor([0.1, -0.1, 0.1, -0.1]).reshape(1, 4, 1, 1, 1)
+    assert reconstruction(output, target, gradient_weight=2.0)["gradient"].item() == pytest.approx(2 * 0.2)
+
+
+def test_psnr_of_a_known_error():
+    target = torch.zeros(2, 1, 3, 8, 8)
+    output = target + torch.tensor([0.02, 0.2]).reshape(2, 1, 1, 1, 1)
+    assert psnr(output, target).tolist() == pytest.approx([40.0, 20.0], abs=1e-3)
+    assert psnr(target + 5, torch.ones_like(target)).tolist() == pytest.approx([100 + 6.0206] * 2, abs=0.01)

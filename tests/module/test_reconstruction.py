@@ -1,0 +1,119 @@
+"""Training of the VAE: the cheap path is exact, the posterior stays fixed, a frozen encoder stays frozen."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+
+from timelapse.module.reconstruction import Reconstruction, cut, fix_posterior, single_frame, standardise
+
+STAGES = [
+    {"steps": 10, "frames": 1, "batch": 2, "crop": 16, "rate": [1e-3, 1e-3], "noise": 0.02},
+    {"steps": 10, "frames": 9, "batch": 2, "crop": 16, "rate": [1e-3, 1e-4], "noise": 0.05, "encoder": False},
+]
+
+
+@pytest.fixture
+def module() -> Reconstruction:
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        sample_height=16,
+        sample_width=16,
+    )
+    return Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=vae)), stages=STAGES, warmup=4)
+
+
+def generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(n)]
+
+
+def batch(frames: int = 17) -> dict:
+    video = torch.rand(2, frames, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return {"video": video, "key": ["a", "b"], "draw": [0, 1]}
+
+
+def test_one_frame_takes_a_2d_convolution_with_the_same_result(module):
+    x = batch(1)["video"].transpose(1, 2)
+    full = module.vae(x).sample
+    with single_frame(module.vae):
+        cheap = module.vae(x).sample
+    assert torch.allclose(full, cheap, atol=1e-5)
+    assert torch.equal(module.vae(x).sample, full)  # nothing is left behind
+
+
+def test_posterior_has_the_last_stages_deviation_before_and_after_training(module):
+    encoder = lambda: module.vae.encode(batch()["video"].transpose(1, 2)).latent_dist
+    optimizer = module.configure_optimizers()["optimizer"]
+    before = encoder()
+    _, output = module.forward(batch()["video"], 0.02, True, generators(2))
+    output.square().mean().backward()
+    optimizer.param_groups[0]["lr"] = 1e-2
+    optimizer.step()
+    after = encoder()
+    assert not torch.allclose(before.mean, after.mean, atol=1e-3)
+    for posterior in (before, after):
+        assert torch.allclose(posterior.std, torch.tensor(0.05), atol=1e-6)
+
+
+def test_standardising_changes_the_latent_as_said_and_the_picture_not(module):
+    mean, deviation = torch.tensor([0.3, -0.2, 0.1, 0.0]), torch.tensor([0.5, 2.0, 1.5, 0.7])
+    vae, x = module.vae, torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    before, picture = vae.encode(x).latent_dist, vae(x).sample
+    standardise(vae, mean, deviation)
+    after = vae.encode(x).latent_dist
+    per_channel = lambda v: v.reshape(1, -1, 1, 1, 1)
+    assert torch.allclose(after.mean, (before.mean - per_channel(mean)) / per_channel(deviation), atol=1e-5)
+    assert torch.allclose(after.std, before.std / per_channel(deviation), atol=1e-6)
+    standardise(vae, -mean / deviation, 1 / deviation)  # and back: also exact at the border
+    assert torch.allclose(vae(x).sample, picture, atol=1e-4)
+    standardise(vae, torch.zeros(4), deviation)  # without a shift, zero padding means the same
+    assert torch.allclose(vae(x).sample, picture, atol=1e-4)
+    fix_posterior(vae, 0.1)
+    assert torch.allclose(vae.encode(x).latent_dist.std, torch.tensor(0.1), atol=1e-6)
+
+
+def test_frozen_encoder_gets_no_gradient(module):
+    _, output = module.forward(batch()["video"], 0.05, False, generators(2))
+    output.square().mean().backward()
+    assert all(p.grad is None for p in module.vae.encoder.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in module.vae.decoder.parameters())
+
+
+def test_rate_warms_up_and_falls_as_a_cosine(module):
+    assert module.rate(0) == pytest.approx(1e-3 / 4)
+    assert module.rate(9) == pytest.approx(1e-3)
+    assert module.rate(15) == pytest.approx((1e-3 + 1e-4) / 2)  # middle of the second stage
+    assert module.rate(20) == pytest.approx(1e-4)
+
+
+def test_cut_keeps_neighbours():
+    t, y, x = torch.meshgrid(torch.arange(17), torch.arange(16), torch.arange(16), indexing="ij")
+    clip = torch.stack([t, y, x], 1).float()[None]
+    window = cut(clip, 9, 8, generators(1))[0]
+    assert window.shape == (9, 3, 8, 8)
+    assert (window[1:, 0] - window[:-1, 0] == 1).all()
+    assert (window[:, 1, 1:] - window[:, 1, :-1] == 1).all() and (window[..., 1:] - window[..., :-1])[:, 2].eq(1).all()
+
+
+def test_sparse_clips_are_one_real_frame_among_noise_of_the_given_variance(module):
+    module.sparse_share = 1.0
+    video = torch.full((2, 17, 3, 16, 16), 0.9)
+    sparse = module.sparse(video, generators(2))
+    real = (sparse == 0.9).flatten(2).all(2)
+    assert real.sum(1).tolist() == [1, 1]
+    assert sparse[~real].var().item() == pytest.approx(0.07, rel=0.05)
+    assert torch.equal(Reconstruction.sparse(SimpleNamespace(sparse_share=0.0), video, generators(2)), video)
+
+
+def test_lengths_that_the_chunks_do_not_allow_are_refused(module):
+    with pytest.raises(ValueError, match="frames=5"):
+        Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), stages=[{**STAGES[0], "frames": 5}])

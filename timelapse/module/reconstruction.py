@@ -1,0 +1,237 @@
+"""Training a small causal 3D VAE from scratch: pictures first, then clips, at last the decoder alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d, CogVideoXSpatialNorm3D
+from torch import Tensor, nn
+
+from timelapse import assets
+from timelapse.loss.reconstruction import psnr, reconstruction
+from timelapse.randomness import keyed_each
+from timelapse.types import Batch
+
+
+class Reconstruction(L.LightningModule):
+    """Trains `model.codec.vae` (`AutoencoderKLCogVideoX`) to give back what it was shown.
+
+    The latent is the posterior's mean plus noise of fixed deviation: a unit-variance posterior at the start drowns
+    the means, and a small network does not recover. The shipped posterior has that same fixed deviation.
+
+    stages: one dict after another, in steps of the optimizer:
+        steps; frames: 1, 9 or 17 (what the VAE's chunks of 1 + 8n frames allow); batch: clips of the loaded batch
+        that are used, each process; crop: side in pixels of a random square; rate: (first, last) learning rate,
+        changing as a cosine; noise: deviation added to the latent, in the latent's own units; encoder: false
+        freezes the encoder, so that latents stay what they are while the decoder goes on learning.
+    latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
+        distance between differences of neighbouring pixels and frames. sparse_share: share of clips turned into
+        what any-frame conditioning encodes, one real frame among frames of Gaussian noise of variance
+        `sparse_variance` (From Anyframe to Timelapse, section 3.1).
+    """
+
+    strict_loading = False
+
+    def __init__(
+        self,
+        model: Any,
+        stages: list[dict[str, Any]],
+        betas: tuple[float, float] = (0.9, 0.99),
+        warmup: int = 100,
+        latent_weight: float = 1e-3,
+        gradient_weight: float = 1.0,
+        sparse_share: float = 0.06,
+        sparse_variance: float = 0.07,
+        seed: int = 0,
+    ):
+        super().__init__()
+        for stage in stages:
+            if stage["frames"] != 1 and (stage["frames"] - 1) % 8:
+                raise ValueError(f"reconstruction: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
+        self.vae: nn.Module = model.codec.vae.requires_grad_(True)
+        self.stages, self.betas, self.warmup = stages, tuple(betas), warmup
+        self.latent_weight, self.gradient_weight = latent_weight, gradient_weight
+        self.sparse_share, self.sparse_variance, self.seed = sparse_share, sparse_variance, seed
+        self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
+        self.register_buffer("standardised", torch.zeros((), dtype=torch.bool))
+        fix_posterior(self.vae, stages[-1]["noise"])
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What stages and callbacks call the trained network."""
+        return self.vae
+
+    # -- schedule ----------------------------------------------------------------------------------------------
+
+    def stage(self, step: int) -> tuple[dict[str, Any], float]:
+        """Stage of a step and how much of it is done, in [0, 1)."""
+        for stage in self.stages:
+            if step < stage["steps"]:
+                return stage, step / stage["steps"]
+            step -= stage["steps"]
+        return self.stages[-1], 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step."""
+        stage, done = self.stage(step)
+        first, last = stage["rate"]
+        up = min(1.0, (step + 1) / max(1, self.warmup))
+        return up * (last + (first - last) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.Adam(self.vae.parameters(), lr=1.0, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Before the first step with a frozen encoder: latents get unit variance, once and for all."""
+        stage, _ = self.stage(self.global_step)
+        if not stage.get("encoder", True) and not self.standardised:
+            mean, square = self.trainer.strategy.reduce(self.moments.clone(), reduce_op="mean")
+            standardise(self.vae, mean, (square - mean**2).sqrt())
+            fix_posterior(self.vae, self.stages[-1]["noise"])
+            self.standardised.fill_(True)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        stage, _ = self.stage(self.global_step)
+        names = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])][: stage["batch"]]
+        generators = keyed_each(names, self.seed, "reconstruction")
+        video = cut(batch["video"][: stage["batch"]], stage["frames"], stage["crop"], generators)
+        if stage["frames"] > 1:
+            video = self.sparse(video, generators)
+        z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators)
+        losses = reconstruction(output, video, self.gradient_weight)
+        losses["latent"] = z.square().mean()
+        total = losses["pixel"] + losses["gradient"] + self.latent_weight * losses["latent"]
+        if stage.get("encoder", True) and stage["frames"] > 1:
+            now = torch.stack([z.mean((0, 2, 3, 4)), z.square().mean((0, 2, 3, 4))]).detach()
+            self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach())
+        self.log("train/loss", total.detach(), prog_bar=True)
+        if not torch.isfinite(total):
+            raise ValueError(f"loss is {total.item()} at step {self.global_step}; lower the stages' rate")
+        return total
+
+    def forward(
+        self, video: Tensor, noise: float, encoder: bool, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """(B,T,3,H,W) -> latent mean (B,c,t,h,w) and reconstruction (B,T,3,H,W)."""
+        x = video.transpose(1, 2)
+        with single_frame(self.vae) if x.shape[2] == 1 else _as_is():
+            with torch.set_grad_enabled(encoder and torch.is_grad_enabled()):
+                z = self.vae.encode(x).latent_dist.mean
+            epsilon = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+            return z, self.vae.decode(z + noise * epsilon).sample.transpose(1, 2)
+
+    def sparse(self, video: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Turn a share of the clips into one real frame among noise."""
+        clips = []
+        for clip, g in zip(video, generators):
+            if torch.rand((), generator=g) < self.sparse_share:
+                i = int(torch.randint(len(clip), (), generator=g))
+                frames = self.sparse_variance**0.5 * torch.randn(clip.shape, generator=g).to(clip)
+                frames[i] = clip[i]
+                clip = frames
+            clips.append(clip)
+        return torch.stack(clips)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        video = batch["video"]
+        for name, x in (("clips", video), ("pictures", video[:, ::8].flatten(0, 1)[:, None])):
+            y = self.vae.decode(self.vae.encode(x.transpose(1, 2)).latent_dist.mean).sample.transpose(1, 2)
+            self.log(f"val/psnr_{name}", psnr(y, x).mean(), sync_dist=True, batch_size=len(video), prog_bar=True)
+
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def ship(self, recipe: str, name: str = "cogvideox_tiny_vae") -> Path:
+        """Write the VAE to the shipped weights; recipe: the command that made it."""
+        measured = self.trainer.callback_metrics.items()
+        numbers = {k.removeprefix("val/"): round(float(v), 2) for k, v in measured if k.startswith("val/")}
+        card = {"config": numbers_of(self.vae), "recipe": recipe, "numbers": numbers}
+        return assets.save(name, self.vae.state_dict(), card)
+
+
+def numbers_of(vae: nn.Module) -> dict[str, Any]:
+    """Constructor numbers of a diffusers model, as its config has them, as plain JSON."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vae.config.items() if not k.startswith("_")}
+
+
+def cut(video: Tensor, frames: int, crop: int, generators: list[torch.Generator]) -> Tensor:
+    """(B,T,3,H,W) -> (B,frames,3,crop,crop): a random window of each clip."""
+    draw = lambda room, g: int(torch.randint(room + 1, (), generator=g))
+    windows = []
+    for clip, g in zip(video, generators):
+        t, i, j = (draw(full - part, g) for full, part in zip((clip.shape[0], *clip.shape[2:]), (frames, crop, crop)))
+        windows.append(clip[t : t + frames, :, i : i + crop, j : j + crop])
+    return torch.stack(windows)
+
+
+@torch.no_grad()
+def fix_posterior(vae: nn.Module, deviation: float) -> None:
+    """Make the posterior's deviation the same everywhere; the training never touches it again (no gradient)."""
+    conv = vae.encoder.conv_out.conv
+    c = conv.out_channels // 2
+    conv.weight[c:] = 0
+    conv.bias[c:] = 2 * math.log(deviation)
+
+
+@torch.no_grad()
+def standardise(vae: nn.Module, mean: Tensor, deviation: Tensor) -> None:
+    """Fold z -> (z - mean) / deviation, each (c,), into encoder and decoder.
+
+    A diffusion model then sees latents of unit variance, and plain diffusers pipelines need no other
+    `scaling_factor` than 1.
+
+    Exact but at the picture's border: the decoder's first convolution pads with zeros, which now mean `mean`.
+    """
+    c, conv = len(mean), vae.encoder.conv_out.conv
+    conv.weight[:c] /= deviation.reshape(-1, 1, 1, 1, 1)
+    conv.bias[:c] = (conv.bias[:c] - mean) / deviation
+    conv.bias[c:] -= 2 * deviation.log()
+    readers = [vae.decoder.conv_in.conv]
+    for norm in vae.decoder.modules():
+        if isinstance(norm, CogVideoXSpatialNorm3D):
+            readers += [norm.conv_y.conv, norm.conv_b.conv]
+    for conv in readers:
+        conv.bias += torch.einsum("ocijk,c->o", conv.weight, mean)
+        conv.weight *= deviation.reshape(1, -1, 1, 1, 1)
+
+
+@contextmanager
+def single_frame(vae: nn.Module) -> Iterator[None]:
+    """Within, causal convolutions take one frame, at a third of the cost.
+
+    They repeat the first frame to the left, so on one frame they are 2D convolutions with the kernel summed over
+    time, exactly.
+    """
+    convs = [m for m in vae.modules() if isinstance(m, CogVideoXCausalConv3d)]
+    for conv in convs:
+        conv.forward = MethodType(_single_frame, conv)
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward
+
+
+def _single_frame(self: CogVideoXCausalConv3d, inputs: Tensor, conv_cache: Tensor | None = None) -> tuple:
+    kernel = self.conv.weight.sum(2)
+    y = F.conv2d(inputs[:, :, 0], kernel, self.conv.bias, padding=(self.height_pad, self.width_pad))
+    return y[:, :, None], None
+
+
+@contextmanager
+def _as_is() -> Iterator[None]:
+    yield
