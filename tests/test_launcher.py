@@ -35,7 +35,7 @@ def main(cfg):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (out / "child").write_text(str(child.pid))
         time.sleep(600)
-    (out / "metrics.json").write_text('{"metrics": {"score": {"value": %f}}}' % (cfg.x * 10))
+    (out / "metrics.json").write_text('{"score": %f}' % (cfg.x * 10))
     mark_finished(out, cfg.stages)
 main()
 '''

@@ -177,8 +177,8 @@ class ProcessLauncher(Launcher):
         job.result.status = JobStatus.COMPLETED
         if self.objective:
             try:
-                metrics = json.loads((job.run_dir / "metrics.json").read_text())["metrics"]
-                job.result.return_value = metrics[self.objective]["value"]
+                metrics = json.loads((job.run_dir / "metrics.json").read_text())
+                job.result.return_value = metrics[self.objective]
             except (OSError, ValueError, KeyError):
                 self._fail(job, f"no {self.objective} in its metrics.json (hydra.launcher.objective)")
 

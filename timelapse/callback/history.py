@@ -1,0 +1,80 @@
+"""metrics.csv: a row for every time something was logged, kept over restarts."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+Row = dict[str, str]
+
+
+class History(Logger):
+    """Appends {step, name: value, ...} to `save_dir`/metrics.csv; cells that were not logged are blank.
+
+    Lightning's CSVLogger deletes the file when a run is continued. Here the rows before the step that the run
+    goes on from stay, and those after it, which the continued run writes again, go: the file ends up the same as
+    that of a run that was never interrupted.
+    """
+
+    def __init__(self, save_dir: str | Path):
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.columns: list[str] = []
+        self.resumed_at: int | None = None
+
+    @property
+    def name(self) -> str:
+        return "history"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": str(step), **{name: repr(float(value)) for name, value in metrics.items()}}
+        if not self.columns:
+            self.resumed_at = step
+            self._write([old for old in read_rows(self.path) if int(old["step"]) <= (step or 0)], row)
+        if step == self.resumed_at:  # the row of this step that was logged before the restart, if there was one
+            self._write([old for old in read_rows(self.path) if not _same_cells(old, row)], row)
+        elif not set(row) <= set(self.columns):
+            self._write(read_rows(self.path), row)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _write(self, rows: list[Row], new: Row) -> None:
+        """Rewrite the file with these rows and with columns for them and for `new`."""
+        names = {name for row in [*rows, new] for name in row} | set(self.columns)
+        self.columns = ["step", "epoch", *sorted(names - {"step", "epoch"})]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows without their blank cells; a last line that a kill cut short is left out. [] if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values() and row.get("step", "").isdigit()]
+    return [{name: value for name, value in row.items() if value != ""} for row in rows]
+
+
+def _same_cells(old: Row, new: Row) -> bool:
+    return old["step"] == new["step"] and set(old) == set(new)

@@ -1,0 +1,138 @@
+"""What a run directory holds, read for a report; whatever is missing is empty."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timelapse.callback.history import read_rows
+
+Curve = tuple[list[int], list[float]]  # steps, values
+
+
+@dataclass
+class Sample:
+    """One clip of samples/. `videos`: what it is ('truth', 'given', 'sample', a variant) -> mp4, in that order."""
+
+    key: str
+    caption: str
+    known: list[int]  # given pixel frames
+    frames: int
+    seconds: list[float] | None
+    videos: dict[str, Path]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunFiles:
+    """A run directory: config.yaml, metrics.json, evaluation.json, metrics.csv, samples/, notes.json."""
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    command: str
+    metrics: dict[str, dict[str, Any]]  # name -> value, n, higher_is_better, range, what, label
+    samples: list[Sample]
+    curves: dict[str, Curve]  # column of metrics.csv -> its cells, without blanks
+    skipped: list[tuple[str, str]]  # file, reason
+    notes: list[str]  # what stands in for what
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", self.folder.name))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+
+def read_run(folder: Path | str) -> RunFiles:
+    """ValueError when the folder is not a run directory."""
+    folder = Path(folder)
+    if not any((folder / name).exists() for name in ("config.yaml", "metrics.json", "samples", "metrics.csv")):
+        raise ValueError(
+            f"{folder} is not a run directory (no config.yaml, metrics.json or samples/); give one like runs/NAME/..."
+        )
+    text = (folder / "config.yaml").read_text() if (folder / "config.yaml").exists() else ""
+    evaluation = read_json(folder / "evaluation.json")
+    notes = read_json(folder / "notes.json")
+    metrics = evaluation.get("metrics") or flat_metrics(read_json(folder / "metrics.json"))
+    return RunFiles(
+        folder=folder,
+        config=yaml.safe_load(text) or {},
+        config_text=text,
+        command=command(folder),
+        metrics=metrics,
+        samples=read_samples(folder / "samples", evaluation.get("per_clip") or {}),
+        curves=read_curves(folder / "metrics.csv"),
+        skipped=[(str(path), str(reason)) for path, reason in notes.get("skipped", [])],
+        notes=[str(note) for note in notes.get("notes", [])],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """{} when the file is missing; ValueError when it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run stages=[evaluate,report]") from None
+
+
+def flat_metrics(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """metrics.json (name -> number, name_n -> clips) as name -> {value, n}."""
+    names = [n for n in numbers if n != "seed" and not (n.endswith("_n") and n[:-2] in numbers)]
+    return {name: {"value": numbers[name], "n": numbers.get(f"{name}_n")} for name in names}
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """A value per step and column; what was logged last counts."""
+    cells: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in read_rows(path):
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                cells[name][int(row["step"])] = float(value)
+    return {name: (sorted(points), [points[s] for s in sorted(points)]) for name, points in cells.items()}
+
+
+def read_samples(folder: Path, per_clip: dict[str, dict[str, float]]) -> list[Sample]:
+    """Clips in the order of their keys; one without any mp4 is left out."""
+    about = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    samples = []
+    for key, path in about.items():
+        found = {p.name[len(key) + 1 : -4]: p for p in sorted(folder.glob(f"{key}.*.mp4")) if p.stem not in about}
+        main = folder / f"{key}.mp4"
+        videos = {name: found.pop(name) for name in ("truth", "given") if name in found}
+        videos |= ({"sample": main} if main.exists() else {}) | found
+        if not videos:
+            continue
+        said = read_json(path)
+        known = said.get("known", [])
+        samples.append(
+            Sample(
+                key=key,
+                caption=str(said.get("caption", "")),
+                known=[known] if isinstance(known, int) else list(known),
+                frames=int(said.get("frames", 0)),
+                seconds=said.get("seconds"),
+                videos=videos,
+                metrics={n: v for n, v in (per_clip.get(key) or {}).items() if v is not None and math.isfinite(v)},
+            )
+        )
+    return samples
+
+
+def command(folder: Path) -> str:
+    """What was typed, from the overrides that Hydra saved; without `stages`, which say how far it went."""
+    path = folder / ".hydra" / "overrides.yaml"
+    overrides = (yaml.safe_load(path.read_text()) or []) if path.exists() else []
+    kept = [str(o) for o in overrides if not str(o).startswith("stages=")]
+    return shlex.join(["python", "-m", "timelapse.run", *kept]) if overrides else ""

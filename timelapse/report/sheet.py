@@ -1,0 +1,107 @@
+"""Film strips: clips as rows, frames as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from timelapse.dataset.write import read_video, to_uint8
+
+GIVEN = (214, 36, 110)  # outlines a frame that the network was given
+Clip = Tensor | Path  # (T,3,H,W) in [-1,1] or uint8, or a video file
+
+
+def contact_sheet(
+    videos: Sequence[Clip],
+    path: Path | str,
+    labels: Sequence[str] | None = None,
+    known: Sequence[Sequence[int]] | None = None,
+    columns: int = 9,
+    height: int = 112,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Path:
+    """Write a film strip as PNG (or by `path`'s suffix); see `contact_sheet_image`."""
+    path = Path(path)
+    image = contact_sheet_image(videos, labels, known, columns, height, background)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, optimize=True)
+    return path
+
+
+def contact_sheet_image(
+    videos: Sequence[Clip],
+    labels: Sequence[str] | None = None,
+    known: Sequence[Sequence[int]] | None = None,
+    columns: int = 9,
+    height: int = 112,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> np.ndarray:
+    """(rows, width, 3) uint8: a row per clip with its label above, `columns` frames from the first to the last.
+
+    known: given frames per clip; they are always among the columns and are outlined.
+    """
+    if not videos:
+        raise ValueError("a contact sheet needs at least one clip; the run has no samples yet")
+    known = known or [[]] * len(videos)
+    gap, text = 4, 18 if labels else 0
+    rows = []
+    for clip, given in zip(videos, known):
+        frames = as_uint8(clip)
+        chosen = pick(len(frames), columns, given)
+        width = max(1, round(frames.shape[-1] * height / frames.shape[-2]))
+        small = resize(frames[chosen], height, width).permute(0, 2, 3, 1).numpy()
+        rows.append([(image, frame in given) for image, frame in zip(small, chosen)])
+    width = max(sum(image.shape[1] + gap for image, _ in row) for row in rows) + gap
+    sheet = Image.new("RGB", (width, len(rows) * (height + text + gap) + gap), background)
+    draw = ImageDraw.Draw(sheet)
+    ink = (20, 20, 20) if sum(background) > 380 else (235, 235, 235)
+    y = gap
+    for i, row in enumerate(rows):
+        if labels:
+            font = ImageFont.load_default(13)
+            label = str(labels[i])
+            while draw.textlength(label, font) > width - 2 * gap and len(label) > 4:
+                label = label[:-4] + "..."
+            draw.text((gap, y), label, fill=ink, font=font)
+            y += text
+        x = gap
+        for image, given in row:
+            sheet.paste(Image.fromarray(image), (x, y))
+            if given:
+                draw.rectangle((x - 2, y - 2, x + image.shape[1] + 1, y + height + 1), outline=GIVEN, width=3)
+            x += image.shape[1] + gap
+        y += height + gap
+    return np.asarray(sheet)
+
+
+def pick(frames: int, columns: int, given: Sequence[int] = ()) -> list[int]:
+    """Frame numbers spread from the first to the last; each given one takes the place of its nearest."""
+    columns = min(columns, frames)
+    chosen = [round(i * (frames - 1) / max(1, columns - 1)) for i in range(columns)]
+    for frame in given:
+        if frame not in chosen and 0 <= frame < frames:
+            free = [i for i in range(columns) if chosen[i] not in given]
+            if free:
+                chosen[min(free, key=lambda i: abs(chosen[i] - frame))] = frame
+    return sorted(chosen)
+
+
+def as_uint8(clip: Clip) -> Tensor:
+    """(T,3,H,W) uint8 of a tensor or a video file."""
+    if not isinstance(clip, Tensor):
+        return read_video(clip)
+    return clip if clip.dtype == torch.uint8 else to_uint8(clip)
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """(T,3,H,W) uint8 -> (T,3,height,width) uint8, bicubic, antialiased when it shrinks."""
+    if tuple(frames.shape[-2:]) == (height, width):
+        return frames
+    sized = interpolate(frames.float(), (height, width), mode="bicubic", antialias=True)
+    return sized.round().clamp(0, 255).to(torch.uint8)
