@@ -37,24 +37,30 @@ def fingerprint(module: nn.Module | None) -> str:
 
 
 class Cached(Dataset):
-    """A dataset whose items also carry `mean`, `std` (t,c,h,w), `tokens` (L,D) and `feature` (N,D) from the cache.
+    """A dataset whose items also carry, from the cache, `mean`, `std` (t,c,h,w) of the clip, `first_mean`, `first_std`
+    (1,c,h,w) of its first frame alone, `tokens` (L,D) and `feature` (N,D).
 
-    A file whose size or digest is not the index's raises ValueError, naming it and the way out: never silently used.
+    pixels: False leaves the video out and never touches the dataset: nothing is decoded.
+    A file whose digest is not the index's raises ValueError, naming it and the way out: it is never silently used.
     """
 
-    def __init__(self, dataset: Dataset, folder: Path):
-        self.dataset, self.folder = dataset, folder
-        self.index = json.loads((folder / "index.json").read_text())["clips"]
+    def __init__(self, dataset: Dataset, folder: Path, pixels: bool = True):
+        self.dataset, self.folder, self.pixels = dataset, folder, pixels
+        made = json.loads((folder / "index.json").read_text())
+        self.index, self.captions = made["clips"], made["captions"]
+        self.keys = keys(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        item = self.dataset[i]
-        data = (self.folder / f"{item['key']}.safetensors").read_bytes()
-        if digest(data) != self.index[item["key"]]:
-            raise ValueError(f"cache file {self.folder / item['key']}.safetensors is damaged; delete it and run again")
-        return {**item, **{k: v.float() for k, v in load(data).items()}}
+        key = self.keys[i]
+        data = (self.folder / f"{key}.safetensors").read_bytes()
+        if digest(data) != self.index[key]:
+            raise ValueError(f"cache file {self.folder / key}.safetensors is damaged; delete it and run again")
+        stored = load(data)
+        item = self.dataset[i] if self.pixels else {"key": key, "caption": self.captions[key]}
+        return {**item, **{k: v if k == "seconds" else v.float() for k, v in stored.items()}}
 
 
 def digest(data: bytes) -> str:
@@ -70,6 +76,7 @@ def cached(
     encoder: nn.Module | None,
     device: torch.device,
     batch_size: int = 4,
+    pixels: bool = True,
 ) -> Cached:
     """Build what is missing or damaged of the dataset's cache, then return the dataset on top of it.
 
@@ -88,10 +95,11 @@ def cached(
     if rank() != 0:  # one process computes, the others wait for its word
         while not (folder / "complete").exists():
             time.sleep(1)
-        return Cached(dataset, folder)
+        return Cached(dataset, folder, pixels)
 
     index_file = folder / "index.json"
-    index = json.loads(index_file.read_text())["clips"] if index_file.exists() else {}
+    made = json.loads(index_file.read_text()) if index_file.exists() else {"clips": {}, "captions": {}}
+    index, captions = made["clips"], made["captions"]
     missing = [i for i, key in enumerate(keys(dataset)) if not intact(folder, key, index)]
     if missing:
         (folder / "complete").unlink(missing_ok=True)
@@ -102,16 +110,19 @@ def cached(
         for batch in tqdm(loader, desc=f"cache {len(missing)} clips", leave=False):
             video = batch["video"].to(device)
             mean, std = model.codec.moments(video)
-            rows = {"mean": mean, "std": std, "tokens": model.text.encode(batch["caption"])}
+            first_mean, first_std = model.codec.moments(video[:, :1])
+            rows = {"mean": mean, "std": std, "first_mean": first_mean, "first_std": first_std}
+            rows |= {"tokens": model.text.encode(batch["caption"]), "seconds": batch["seconds"]}
             if encoder is not None:
                 rows["feature"] = encoder(video, model.grid_of(mean.shape)).half()
             for b, key in enumerate(batch["key"]):
                 data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
                 write(folder / f"{key}.safetensors", data)
-                index[key] = digest(data)
-        write(index_file, json.dumps({"made_from": parts, "clips": index}, indent=1, default=str).encode())
+                index[key], captions[key] = digest(data), batch["caption"][b]
+        made = {"made_from": parts, "clips": index, "captions": captions}
+        write(index_file, json.dumps(made, indent=1, default=str).encode())
     write(folder / "complete", b"")
-    return Cached(dataset, folder)
+    return Cached(dataset, folder, pixels)
 
 
 def keys(dataset: Dataset) -> list[str]:

@@ -138,7 +138,9 @@ class Run:
         from timelapse.cache import cached
 
         spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
-        return cached(dataset, Path(self.cfg.paths.cache), spec, self.model, self.encoder, self.device)
+        pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
+        root = Path(self.cfg.paths.cache)
+        return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels)
 
     @cached_property
     def checkpoint(self) -> Path | None:

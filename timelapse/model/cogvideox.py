@@ -168,6 +168,12 @@ class CogVideoX:
         else:
             save_pipeline(self, backbone, folder)
 
+    def ship(self, recipe: str, text: bool = False) -> list[Path]:
+        """Write the transformer (and the text encoder) to the weights that ship, each with its numbers and recipe."""
+        parts = {"transformer": self.backbone.transformer} | ({"text": self.text.encoder} if text else {})
+        card = lambda part: {"config": self.numbers[part], "recipe": recipe}
+        return [assets.save(f"cogvideox_tiny_{p}", module.state_dict(), card(p)) for p, module in parts.items()]
+
     # -- weights -----------------------------------------------------------------------------------------------
 
     def _source(self, part: str) -> str | None:

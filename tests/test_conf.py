@@ -1,0 +1,112 @@
+"""Every config file composes; what a run is called; what starting up costs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from timelapse.build import build, build_all, frozen
+from timelapse.run import CONF, identity
+
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def resolved(*overrides: str) -> dict:
+    cfg = composed(*overrides)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def test_there_are_as_many_experiments_as_the_paper_needs():
+    paper = {"drepa_vjepa", "drepa_dinov3", "drepa_videomae", "finetune_only", "repa", "trd", "crepa"}
+    assert paper <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_at_its_scales(experiment, scale):
+    if experiment.startswith("pretrain_") and scale == "paper":
+        pytest.skip("pretraining makes the tiny weights; the paper's are published")
+    cfg = resolved(f"+experiment={experiment}", f"scale={scale}")
+    assert cfg["name"] == experiment and cfg["about"]
+    assert cfg["model"]["_target_"].startswith("timelapse.")
+
+
+@pytest.mark.parametrize(
+    "group", ["conditioning", "dataset", "encoder", "logger", "loss", "metric", "model", "sampler", "trainer"]
+)
+def test_every_part_file_names_its_class(group):
+    files = sorted((CONF / group).glob("*.yaml"))
+    assert files
+    for file in files:
+        extra = ["encoder=vjepa_tiny"] if group != "encoder" else []
+        many = group in ("loss", "metric")
+        chosen = f"{group}=[{file.stem}]" if many else f"{group}={file.stem}"
+        root = "dataset.root=." if (group, file.stem) == ("dataset", "clips") else "seed=0"
+        node = resolved(chosen, root, *extra)[group]
+        parts = node.values() if many else [node]
+        for part in parts:
+            assert part["_target_"].split(".")[0] in ("timelapse", "lightning"), file
+
+
+def test_a_list_of_losses_is_a_sweepable_choice():
+    assert list(resolved("loss=[denoise,drepa]")["loss"]) == ["denoise", "drepa"]
+    assert list(resolved("+experiment=drepa_vjepa", "loss=[denoise]")["loss"]) == ["denoise"]
+
+
+def test_identity_keeps_what_changes_the_result_and_nothing_else():
+    base = ["+experiment=drepa_vjepa", "seed=1", "loss=[denoise,drepa]"]
+    neutral = ["trainer=ddp", "trainer.devices=8", "logger=wandb", "stages=[fit]", "paths.runs=/tmp", "train.workers=4"]
+    assert identity(base) == identity(base + neutral) == identity(base[::-1])
+    assert identity(base) != identity([*base, "train.steps=5"])
+    assert identity(["seed=0"]) != identity(["seed=1"])
+    assert "=" not in identity(["dataset.root=/a/b=c"]) and "/" not in identity(["dataset.root=/a/b"])
+    long = [f"loss.drepa.weight{i}=0.{i}" for i in range(40)]
+    assert len(identity(long)) <= 120 and identity(long) != identity([*long, "seed=2"])
+    assert identity([]) == "base"
+
+
+def test_a_number_for_a_part_that_is_off_is_an_error_and_not_silence():
+    cfg = composed("+loss.drepa.weight=0.1")
+    with pytest.raises(ValueError, match=r"loss\.drepa: no _target_.*loss=\[denoise,drepa\]"):
+        build_all(cfg.loss)
+
+
+def test_a_part_says_what_was_wrong_in_its_own_words():
+    with pytest.raises(ValueError, match="sampler.steps is 0"):
+        build(composed("sampler.steps=0").sampler)
+
+
+def test_frozen_configs_cannot_change():
+    with pytest.raises(Exception, match="read-only"):
+        frozen(composed()).seed = 3
+
+
+def test_a_typo_in_a_group_names_the_options():
+    with pytest.raises(Exception, match="drepa_vjepa"):
+        composed("+experiment=drepa_vjpea")
+    with pytest.raises(ConfigCompositionException, match="sede"):
+        composed("sede=1")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["+experiment=drepa_vjepa", "--cfg", "job"]])
+def test_help_and_cfg_import_neither_torch_nor_lightning(arguments):
+    code = (
+        "import sys, atexit\n"
+        f"sys.argv = ['timelapse', *{arguments!r}]\n"
+        "heavy = lambda: [m for m in ('torch', 'lightning', 'diffusers', 'transformers') if m in sys.modules]\n"
+        "atexit.register(lambda: print('HEAVY', heavy()))\n"
+        "from timelapse.run import main\n"
+        "main()\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF).parent)
+    assert "HEAVY []" in out.stdout, out.stdout[-300:] + out.stderr[-300:]
+    assert "drepa_vjepa" in out.stdout
