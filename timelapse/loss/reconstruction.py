@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 
-def reconstruction(output: Tensor, target: Tensor, gradient_weight: float = 1.0) -> dict[str, Tensor]:
-    """`pixel`: mean absolute error. `gradient`: that of differences between neighbours, times its weight.
+def pixel_error(output: Tensor, target: Tensor) -> Tensor:
+    """(B,T,3,H,W) in [-1,1] -> (B,) mean absolute error."""
+    return (output - target).abs().flatten(1).mean(1)
 
-    output, target: (B,T,3,H,W) in [-1,1]. Differences go right, down and, in clips, to the next frame; they make edges
-    sharp, on which the plain error is nearly blind.
+
+def gradient_error(output: Tensor, target: Tensor) -> Tensor:
+    """(B,T,3,H,W) in [-1,1] -> (B,) mean absolute error of differences between neighbours, summed over directions.
+
+    Right, down and, in clips, to the next frame. They make edges sharp, to which the plain error is nearly blind.
     """
     error = output - target
     dims = (-1, -2) if error.shape[1] == 1 else (-1, -2, 1)
-    gradient = sum(error.diff(dim=d).abs().mean() for d in dims)
-    return {"pixel": error.abs().mean(), "gradient": gradient_weight * gradient}
+    return torch.stack([error.diff(dim=d).abs().flatten(1).mean(1) for d in dims]).sum(0)
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:

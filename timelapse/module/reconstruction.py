@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCaus
 from torch import Tensor, nn
 
 from timelapse import assets
-from timelapse.loss.reconstruction import psnr, reconstruction
+from timelapse.loss.reconstruction import gradient_error, pixel_error, psnr
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
@@ -107,12 +107,14 @@ class Reconstruction(L.LightningModule):
         names = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])][: stage["batch"]]
         generators = keyed_each(names, self.seed, "reconstruction")
         video = cut(batch["video"][: stage["batch"]], stage["frames"], stage["crop"], generators)
+        sparse = torch.zeros(len(video), dtype=torch.bool, device=video.device)
         if stage["frames"] > 1:
-            video = self.sparse(video, generators)
+            video, sparse = self.sparse(video, generators)
         z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators)
-        losses = reconstruction(output, video, self.gradient_weight)
-        losses["latent"] = z.square().mean()
-        total = losses["pixel"] + losses["gradient"] + self.latent_weight * losses["latent"]
+        losses = {"pixel": pixel_error(output, video).mean(), "latent": z.square().mean()}
+        # Differences of pixel noise cannot be foretold, and would drown those of the real clips.
+        losses["gradient"] = (gradient_error(output, video) * ~sparse).mean()
+        total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
         if stage.get("encoder", True) and stage["frames"] > 1:
             now = torch.stack([z.mean((0, 2, 3, 4)), z.square().mean((0, 2, 3, 4))]).detach()
             self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
@@ -134,17 +136,18 @@ class Reconstruction(L.LightningModule):
             epsilon = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
             return z, self.vae.decode(z + noise * epsilon).sample.transpose(1, 2)
 
-    def sparse(self, video: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Turn a share of the clips into one real frame among noise."""
-        clips = []
+    def sparse(self, video: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Turn a share of the clips into one real frame among noise; also says which, (B,) bool."""
+        clips, which = [], []
         for clip, g in zip(video, generators):
-            if torch.rand((), generator=g) < self.sparse_share:
+            which.append(bool(torch.rand((), generator=g) < self.sparse_share))
+            if which[-1]:
                 i = int(torch.randint(len(clip), (), generator=g))
                 frames = self.sparse_variance**0.5 * torch.randn(clip.shape, generator=g).to(clip)
                 frames[i] = clip[i]
                 clip = frames
             clips.append(clip)
-        return torch.stack(clips)
+        return torch.stack(clips), torch.tensor(which, device=video.device)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         video = batch["video"]
