@@ -40,8 +40,8 @@ def test_a_clip_depends_on_its_index_alone(process):
 @pytest.mark.parametrize("process", ALL)
 def test_ranges_hold_and_the_picture_is_finite(process):
     for i in range(2):
-        item = Synthetic(processes=(process,), height=24, width=40, frames=5)[i]
-        assert item["video"].shape == (5, 3, 24, 40) and item["mask"].shape == (5, 1, 24, 40)
+        item = Synthetic(processes=(process,), height=16, width=24, frames=3)[i]
+        assert item["video"].shape == (3, 3, 16, 24) and item["mask"].shape == (3, 1, 16, 24)
         assert item["video"].dtype == torch.float32 and item["seconds"].dtype == torch.float64
         assert item["video"].isfinite().all() and item["video"].abs().max() <= 1
         assert item["mask"].min() >= 0 and item["mask"].max() <= 1
@@ -54,14 +54,14 @@ def test_ranges_hold_and_the_picture_is_finite(process):
 @pytest.mark.parametrize("process", ALL)
 def test_the_further_apart_two_stages_the_more_the_pictures_differ(process):
     """On average over a clip; not pair by pair, since bread that browns against a dark oven comes closer to it."""
-    video = torch.cat([clip(process, torch.linspace(0, 1, 9), draw)[0][:, None] for draw in range(2)], dim=1)
-    by_lag = [(video[lag:] - video[:-lag]).abs().mean() for lag in (1, 2, 4, 6)]
+    video = torch.cat([clip(process, torch.linspace(0, 1, 7), draw)[0][:, None] for draw in range(2)], dim=1)
+    by_lag = [(video[lag:] - video[:-lag]).abs().mean() for lag in (1, 2, 3, 5)]
     assert by_lag == sorted(by_lag) and by_lag[0] < 0.5 * by_lag[-1], by_lag
 
 
 @pytest.mark.parametrize("process", GROWS)
 def test_the_mask_grows_or_shrinks(process):
-    stage = torch.linspace(0, 1, 9)
+    stage = torch.linspace(0, 1, 7)
     for draw in range(2):
         _, mask = clip(process, stage, draw)
         area = mask.mean((1, 2, 3)) if process != "ice" else mask.amax(-1).mean((1, 2))  # ice: height above the pool
@@ -121,7 +121,7 @@ def pair(process: str, failure: str, index: int = 0) -> tuple[dict, dict]:
     return Synthetic(**kwargs)[index], Synthetic(**kwargs, failure=failure)[index]
 
 
-@pytest.mark.parametrize("process", ALL)
+@pytest.mark.parametrize("process", ALL[1::2])
 def test_static_keeps_its_first_frame_but_for_sway_and_light(process):
     clean, static = pair(process, "static")
     assert torch.equal(clean["video"][0], static["video"][0]) and (static["stage"] == clean["stage"][0]).all()
@@ -130,8 +130,7 @@ def test_static_keeps_its_first_frame_but_for_sway_and_light(process):
     assert (static["video"].diff(dim=0) != 0).any()  # the extras are still there
 
 
-@pytest.mark.parametrize("process", ALL)
-@pytest.mark.parametrize("failure", ["swap", "cut"])
+@pytest.mark.parametrize("process, failure", [(p, "swap") for p in ALL[:5]] + [("candle", "cut"), ("tea", "cut")])
 def test_swap_and_cut_are_the_clean_clip_for_its_first_half(process, failure):
     clean, broken = pair(process, failure)
     half = 9

@@ -40,7 +40,7 @@ class Canvas:
         if soft:
             cover = cover * cover * (3 - 2 * cover)
         cover = cover * opacity
-        self.image = self.image + cover[:, None] * (colour - self.image)
+        self.image = torch.lerp(self.image, colour, cover[:, None])
         if subject is not None:
             self.mask = self.mask + cover * (float(subject) - self.mask)
 
@@ -59,18 +59,19 @@ class Canvas:
 
 def hsv(hue: Tensor | float, saturation: Tensor | float, value: Tensor | float) -> Tensor:
     """Colours (T,3,H,W) in [0,1] of numbers or (T,H,W) tensors; hue is cyclic with period 1."""
-    h, s, v = (torch.as_tensor(x, dtype=torch.float32).reshape(getattr(x, "shape", (1, 1, 1)) or (1, 1, 1))
-               for x in (hue, saturation, value))
-    channel = []
-    for n in (5, 3, 1):
-        k = torch.remainder(n + h * 6, 6)
-        channel.append(v - v * s * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channel, dim=1)
+    offset = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    k = torch.remainder(offset + 6 * _channels(hue), 6)
+    lacks = torch.minimum(k, 4 - k).clamp(0, 1)  # how far each channel is from the pure colour's brightest
+    return _channels(value) * (1 - _channels(saturation) * lacks)
+
+
+def _channels(x: Tensor | float) -> Tensor | float:
+    return x[:, None] if isinstance(x, Tensor) else x
 
 
 def mix(a: Tensor, b: Tensor, weight: Tensor | float) -> Tensor:
     """Colours a (weight 0) to b (weight 1); the weight is a number or (T,H,W)."""
-    return a + (weight[:, None] if isinstance(weight, Tensor) else weight) * (b - a)
+    return torch.lerp(a, b, _channels(weight))
 
 
 def phase(stage: Tensor, start: float | Tensor, end: float | Tensor) -> Tensor:

@@ -26,7 +26,7 @@ SEEDLING = dict(
     curl=(-0.10, 0.10), leaf=(0.34, 0.5), slim=(0.26, 0.42), alternate=[0, 1],
 )
 FRUIT = dict(
-    scene=[0, 1], ripe_hue=[0.99, 0.97, 0.07, 0.13, 0.82, 0.70], count=[1, 1, 2, 3], size=(0.40, 0.55),
+    scene=[0, 1], ripe_hue=[0.99, 0.97, 0.07, 0.13, 0.82, 0.74], count=[1, 1, 2, 3], size=(0.40, 0.55),
     tall=(0.82, 1.3), patchy=(0.1, 0.5), green=(0.22, 0.30),
 )
 TREE = dict(

@@ -89,10 +89,10 @@ def foliage(canvas: Canvas, who: dict, ground: float) -> None:
     """A garden out of focus, with discs of light."""
     hue = 0.22 + 0.2 * who["hue"]
     blur = texture(canvas, who, "leaves", 4)
-    canvas.fill(hsv(hue, 0.55, (0.34 + 0.22 * who["tone"]) * (0.85 + 0.25 * canvas.y + 0.25 * blur)))
+    canvas.fill(hsv(hue, 0.44, (0.50 + 0.20 * who["tone"]) * (0.85 + 0.25 * canvas.y + 0.25 * blur)))
     for x, y, r, warm in scatter(who["seed"], "bokeh", 7, 4).tolist():
         disc = shape.norm(canvas.x - 2.2 * x + 1.1, canvas.y - 1.3 * y + 0.25) - 0.1 - 0.16 * r
-        canvas.paint(disc, hsv(hue - 0.12 * warm, 0.35, 0.85), 0.28, soft=0.06)
+        canvas.paint(disc, hsv(hue - 0.12 * warm, 0.25, 0.95), 0.30, soft=0.06)
     soil(canvas, who, ground)
 
 
