@@ -6,7 +6,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 from timelapse import assets
 from timelapse.encoder.grid import imagenet_pixels
 from timelapse.encoder.vjepa import shipped
-from timelapse.module.masked_latent import MaskedLatent, clip_variance, encode_shown, warm_cosine
+from timelapse.module.masked_latent import MaskedLatent, clip_variance, encode, vicreg, warm_cosine
 from timelapse.module.masking import BlockMask
 
 
@@ -18,7 +18,7 @@ def build(steps=10, **kwargs):
         pred_num_mask_tokens=1,
     )  # fmt: skip
     masks = [BlockMask(0.75, 0.15), BlockMask(0.5, 0.5, time=0.5)]
-    numbers = dict(steps=steps, learning_rate=1e-3, warmup=2, short_frames=4) | kwargs
+    numbers = dict(steps=steps, learning_rate=1e-3, warmup=2, times=[(2, 0.5), (4, 0.5)]) | kwargs
     return MaskedLatent(VJEPA2Model(config), masks, **numbers)
 
 
@@ -42,37 +42,53 @@ def test_with_everything_shown_it_is_the_encoder_itself():
     module = build()
     video = torch.randn(2, 8, 3, 32, 32)
     everything = torch.arange(64).expand(2, -1)
-    want = module.model.encoder(video).last_hidden_state
-    torch.testing.assert_close(encode_shown(module.model.encoder, video, everything), want)
+    want = module.network.encoder(video).last_hidden_state
+    torch.testing.assert_close(encode(module.network.encoder, video, everything, everything), want)
 
 
 def test_hidden_pixels_cannot_be_seen():
-    module = build().eval()
-    video, shown = torch.randn(1, 8, 3, 32, 32), torch.tensor([[0, 5, 17, 40]])
-    before = encode_shown(module.model.encoder, video, shown)
+    encoder, video = build().eval().network.encoder, torch.randn(1, 8, 3, 32, 32)
+    ids, shown = torch.arange(64)[None], torch.tensor([[0, 5, 17, 40]])
+    before = encode(encoder, video, shown, ids)
     other = video.clone()
     other[:, :, :, 24:] += 1  # bottom row of patches: tokens 12..15, 28..31, ...
-    assert torch.equal(encode_shown(module.model.encoder, other, shown), before)
-    assert not torch.equal(encode_shown(module.model.encoder, other, torch.tensor([[0, 5, 17, 44]])), before)
+    assert torch.equal(encode(encoder, other, shown, ids), before)
+    assert not torch.equal(encode(encoder, other, torch.tensor([[0, 5, 17, 44]]), ids), before)
+
+
+def test_a_seen_latent_frame_keeps_its_pixels_and_its_place_in_time():
+    """Two latent frames of a clip that brightens, encoded at their own positions, are what the encoder makes of these
+    tokens of the whole clip when the others are hidden.
+    """
+    module = build()
+    video = clips()["video"]
+    pixels, ids = module.view(video, ["a", "b", "c", "d"])
+    assert pixels.shape == (4, 4, 3, 32, 32) and ids.shape == (4, 32)
+    for b in range(4):
+        whole = [imagenet_pixels(video[b : b + 1, s : s + 8], (32, 32)) for s in (0, 1)]  # two possible starts
+        alone = encode(module.target, pixels[b : b + 1], torch.arange(32)[None], ids[b : b + 1])
+        among = [encode(module.target, w, ids[b : b + 1], torch.arange(64)[None]) for w in whole]
+        assert min((alone - a).abs().max() for a in among) < 1e-5
 
 
 def test_no_gradient_reaches_the_target_and_targets_are_layer_normed():
     module = build()
-    video = torch.randn(2, 4, 3, 32, 32)
-    target = module.targets(video)
+    video, ids = module.view(clips(2)["video"], ["a", "b"])
+    target = module.targets(video, ids)
     assert not target.requires_grad
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 32), atol=1e-5, rtol=0)
     torch.testing.assert_close(target.std(-1, unbiased=False), torch.ones(2, 32), atol=1e-3, rtol=0)
-    module.predict(video, target, module.masks[0], ["a", "b"]).backward()
+    module.predict(video, ids, target, module.masks[0], ["a", "b"])[0].backward()
     assert all(p.grad is None for p in module.target.parameters())
-    assert all(p.grad is not None for p in module.model.encoder.parameters())
+    assert all(p.grad is not None for p in module.network.encoder.parameters())
 
 
 def test_the_target_is_the_moving_average_of_the_encoder():
     module = build(steps=4, ema=(0.5, 0.9))
     start = [p.clone() for p in module.target.parameters()]
     seen = []
-    module.on_train_batch_end = lambda *_: seen.append([p.detach().clone() for p in module.model.encoder.parameters()])
+    weights = lambda: [p.detach().clone() for p in module.network.encoder.parameters()]
+    module.on_train_batch_end = lambda *_: seen.append(weights())
     fit(module, 4)
     slow = start
     for step, fast in enumerate(seen):
@@ -83,32 +99,48 @@ def test_the_target_is_the_moving_average_of_the_encoder():
     assert not module.target.training
 
 
-def test_it_learns_to_predict_and_repeats_bit_for_bit():
-    numbers = dict(steps=30, learning_rate=3e-3, ema=(0.9, 0.99))
-    first = build(**numbers)
-    batch = clips()
+def test_it_learns_to_predict():
+    module, batch = build(steps=25, learning_rate=3e-3, ema=(0.9, 0.99)), clips()
     names = [f"x:{k}" for k in batch["key"]]
 
     def error(module):
+        """Relative to guessing the same token everywhere."""
         with torch.no_grad():
-            video = module.window(batch["video"], names)
-            target = module.targets(video)
+            video, ids = module.view(batch["video"], names)
+            target = module.targets(video, ids)
             chance = (target - target.flatten(0, 1).median(0)[0]).abs().mean()
-            return (module.predict(video, target, module.masks[0], names) / chance).item()
+            return (module.predict(video, ids, target, module.masks[0], names)[0] / chance).item()
 
-    fit(first, 30, batches=1)
-    assert error(first) < 0.9 * error(build())
-    again = build(**numbers)
-    fit(again, 30, batches=1)
+    before = error(module)
+    fit(module, 25, batches=1)
+    assert error(module) < 0.9 * before
+
+
+def test_it_repeats_bit_for_bit():
+    first, again = build(), build()
+    fit(first, 3)
+    fit(again, 3)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
 
 
-def test_clips_are_short_first_and_long_later():
+def test_few_latent_frames_first_all_of_them_later():
     module = build()
     names = ["a", "b", "c", "d"]
-    assert module.window(clips()["video"], names).shape[1] == 4
-    module.short_until = 0.0
-    assert module.window(clips()["video"], names).shape[1] == 8
+    assert module.view(clips()["video"], names)[1].shape[1] == 2 * 16
+    module.times = [(4, 1.0)]
+    assert torch.equal(module.view(clips()["video"], names)[1], torch.arange(64).expand(4, -1))
+    with pytest.raises(ValueError, match="1..4; set module.times"):
+        build(times=[(5, 1.0)])
+    with pytest.raises(ValueError, match="video.frames"):
+        module.view(clips()["video"][:, :7], names)
+
+
+def test_vicreg_of_known_tokens():
+    spread, overlap = vicreg(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]]))
+    assert spread == 0 and overlap == pytest.approx((4 / 3) ** 2)  # std 1.15; the two dimensions are one
+    spread, overlap = vicreg(torch.ones(4, 2))
+    assert spread == pytest.approx(1 - 1e-2) and overlap == 0  # collapsed
+    assert vicreg(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])) == (0, 0)
 
 
 def test_clip_variance_tells_positions_from_content():

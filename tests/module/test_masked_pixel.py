@@ -25,7 +25,7 @@ def by_hand(module, video, names):
 
     seen = {}
     keep = lambda m, args, kwargs, out: seen.update(kwargs, pixels=args[0], out=out)
-    handle = module.model.register_forward_hook(keep, with_kwargs=True)
+    handle = module.network.register_forward_hook(keep, with_kwargs=True)
     loss = module.loss(video, names)
     handle.remove()
     start = torch.stack([torch.randint(video.shape[1] - 8 + 1, (), generator=g) for g in keyed_each(names, 0, "mask")])
@@ -64,6 +64,6 @@ def test_what_ships_is_the_encoder_and_opens_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "FOLDER", tmp_path)
     module, video = build(), torch.rand(1, 9, 3, 32, 32)
     module.ship("the command", "small")
-    want = module.model.videomae.eval()(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
+    want = module.network.videomae.eval()(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
     got = shipped("small", 24, "small")(video, (5, 4, 4))
     torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)  # half precision on disk

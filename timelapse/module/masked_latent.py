@@ -27,36 +27,46 @@ class MaskedLatent(L.LightningModule):
     Loss: L1 between the prediction and the layer-normed target. No gradient reaches the target, whose weights
     are a moving average of the encoder's. Two numbers show a collapse when it comes: `train/rank`, the
     effective rank of the target tokens (1 to the width), and `train/clip_variance`, the share of their
-    variance that lies between clips at the same place (0: features know only positions). Training goes from
-    short to long clips, as V-JEPA 2's does: the early steps are cheap.
+    variance that lies between clips at the same place (0: features know only positions). Without more, our
+    minutes of training collapse (rank 6 to 1.8 within 110 steps), so the encoder's tokens also bear VICReg's
+    variance and covariance terms (Bardes et al. 2022), as in C-JEPA (Mo & Tong 2024). Most steps see a few
+    latent frames of a clip, drawn at random and kept at their own positions in time; the last ones see all.
+    V-JEPA 2 likewise goes from short clips to long ones: the early steps are cheap.
     """
 
     def __init__(
         self,
-        model: VJEPA2Model,
+        network: VJEPA2Model,
         masks: list[BlockMask],
         steps: int,
         learning_rate: float,
         warmup: int,
         weight_decay: float = 0.04,
-        ema: tuple[float, float] = (0.99, 0.9998),
-        short_frames: int = 8,
-        short_until: float = 0.6,
+        ema: tuple[float, float] = (0.99, 0.997),
+        variance: float = 0.5,
+        covariance: float = 0.02,
+        times: list[tuple[int, float]] = ((2, 0.85), (8, 0.15)),
         seed: int = 0,
     ):
-        """model: encoder and predictor to train. masks: each is a prediction task of every step.
+        """network: encoder and predictor to train. masks: prediction tasks, taken in turn by step.
 
         steps: optimizer steps of the whole run, which the schedules follow: learning rate with linear
         `warmup` and a cosine down to a hundredth; decay of the moving average from `ema[0]` to `ema[1]`;
-        clips of `short_frames` up to the share `short_until` of the run, then of config.frames_per_clip.
+        `times`, pairs of latent frames seen a clip and share of the run, in order. variance, covariance:
+        weights of the terms against collapse; 0 for V-JEPA's loss alone.
         """
         super().__init__()
-        self.model = model
-        self.target = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+        self.network = network
+        self.target = copy.deepcopy(network.encoder).requires_grad_(False).eval()
         self.masks, self.steps = list(masks), steps
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
         self.ema, self.seed = tuple(ema), seed
-        self.short_frames, self.short_until = short_frames, short_until
+        self.variance, self.covariance = variance, covariance
+        self.times = [(int(count), float(share)) for count, share in times]
+        config = network.config
+        self.latents, self.side = config.frames_per_clip // config.tubelet_size, config.crop_size // config.patch_size
+        if any(not 1 <= count <= self.latents for count, _ in self.times):
+            raise ValueError(f"masked_latent: times {self.times} must be 1..{self.latents}; set module.times")
 
     def train(self, mode: bool = True) -> MaskedLatent:
         super().train(mode)
@@ -67,56 +77,75 @@ class MaskedLatent(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         names = [f"{self.global_step}:{key}" for key in batch["key"]]
-        video = self.window(batch["video"], names)
-        target = self.targets(video)
-        losses = [self.predict(video, target, mask, names) for mask in self.masks]
-        loss = torch.stack(losses).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        for i, value in enumerate(losses):
-            self.log(f"train/mask{i}", value.detach(), sync_dist=True)
+        video, ids = self.view(batch["video"], names)
+        target = self.targets(video, ids)
+        mask = self.masks[self.global_step % len(self.masks)]
+        error, context = self.predict(video, ids, target, mask, names)
+        variance, covariance = vicreg(context.flatten(0, 1))
+        total = error + self.variance * variance + self.covariance * covariance
+        for name, value in {"loss": total, "error": error, "variance": variance, "covariance": covariance}.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "error", sync_dist=True)
         if self.global_step % 20 == 0:
             self.log("train/rank", effective_rank(target.flatten(0, 1)), prog_bar=True, sync_dist=True)
             self.log("train/clip_variance", clip_variance(target), prog_bar=True, sync_dist=True)
-        return loss
+        return total
 
-    def window(self, video: Tensor, names: list[str]) -> Tensor:
-        """(B,T,3,H,W) in [-1,1] -> (B,f,3,crop,crop) normalised: consecutive frames, or every second of a
-        short clip.
+    def view(self, video: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
+        """(B,T,3,H,W) in [-1,1] -> the pixels of some latent frames (B,f,3,crop,crop), normalised, and the
+        numbers (B,N) that their tokens have in the whole clip.
         """
-        config = self.model.config
-        short = self.global_step < self.short_until * self.steps
-        length = min(self.short_frames if short else config.frames_per_clip, video.shape[1])
-        clips = []
-        for clip, g in zip(video, keyed_each(names, self.seed, "window")):
-            strides = 2 if short and 2 * length <= len(clip) else 1
-            stride = 1 + int(torch.randint(strides, (), generator=g))
-            start = int(torch.randint(len(clip) - stride * (length - 1), (), generator=g))
-            clips.append(clip[start : start + stride * length : stride])
-        return imagenet_pixels(torch.stack(clips), (config.crop_size, config.crop_size))
+        config, per_frame = self.network.config, self.side**2
+        if video.shape[1] < config.frames_per_clip:
+            raise ValueError(
+                f"masked_latent: clips have {video.shape[1]} frames, the network reads {config.frames_per_clip}; "
+                f"set video.frames to at least that"
+            )
+        clips, ids = [], []
+        for clip, g in zip(video, keyed_each(names, self.seed, "view")):
+            start = int(torch.randint(len(clip) - config.frames_per_clip + 1, (), generator=g))
+            seen = torch.randperm(self.latents, generator=g)[: self.count()].sort()[0]
+            tubelets = clip[start : start + config.frames_per_clip].unflatten(0, (self.latents, -1))
+            clips.append(tubelets[seen].flatten(0, 1))
+            ids.append((seen[:, None] * per_frame + torch.arange(per_frame)).flatten())
+        pixels = imagenet_pixels(torch.stack(clips), (config.crop_size, config.crop_size))
+        return pixels, torch.stack(ids).to(video.device)
+
+    def count(self) -> int:
+        """Latent frames seen at this step."""
+        done, until = self.global_step / self.steps, 0.0
+        for count, share in self.times:
+            until += share
+            if done < until:
+                return count
+        return self.times[-1][0]
 
     @torch.no_grad()
-    def targets(self, video: Tensor) -> Tensor:
-        """(B,f,3,crop,crop) -> (B,N,D) layer-normed tokens of the slow encoder."""
-        tokens = self.target(video).last_hidden_state
+    def targets(self, video: Tensor, ids: Tensor) -> Tensor:
+        """(B,f,3,crop,crop), token numbers (B,N) -> (B,N,D) layer-normed tokens of the slow encoder."""
+        everything = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        tokens = encode(self.target, video, everything, ids)
         return F.layer_norm(tokens, tokens.shape[-1:])
 
-    def predict(self, video: Tensor, target: Tensor, mask: BlockMask, names: list[str]) -> Tensor:
-        """Mean L1 error of the predictor on the hidden tokens of each clip."""
-        config, generators = self.model.config, keyed_each(names, self.seed, "mask", repr(mask))
-        side = config.crop_size // config.patch_size
-        grid = (video.shape[1] // config.tubelet_size, side, side)
-        shown, hidden = (ids.to(video.device) for ids in split([mask.hidden(grid, g) for g in generators]))
-        context = encode_shown(self.model.encoder, video, shown)
-        # The predictor gathers its context out of a full row of tokens; the hidden ones are never read.
-        row = torch.zeros_like(target).scatter(1, _wide(shown, context), context.to(target.dtype))
-        guess = self.model.predictor(row, [shown], [hidden]).last_hidden_state
-        return F.l1_loss(guess, target.gather(1, _wide(hidden, target)))
+    def predict(
+        self, video: Tensor, ids: Tensor, target: Tensor, mask: BlockMask, names: list[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean L1 error of the predictor on the hidden tokens, and the encoder's shown tokens (B,n,D)."""
+        grid = (ids.shape[1] // self.side**2, self.side, self.side)
+        generators = keyed_each(names, self.seed, "mask")
+        shown, hidden = (i.to(ids.device) for i in split([mask.hidden(grid, g) for g in generators]))
+        context = encode(self.network.encoder, video, shown, ids)
+        # The predictor gathers its context out of a row of all tokens of the clip; the others are never read.
+        row = context.new_zeros(len(ids), self.latents * self.side**2, context.shape[-1])
+        shown, places = ids.gather(1, shown), ids.gather(1, hidden)
+        row = row.scatter(1, _wide(shown, context), context)
+        guess = self.network.predictor(row, [shown], [places]).last_hidden_state
+        return F.l1_loss(guess, target.gather(1, _wide(hidden, target))), context
 
     # -- optimizer and the slow encoder --------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
         decayed, plain = [], []
-        for p in self.model.parameters():
+        for p in self.network.parameters():
             (decayed if p.ndim > 1 else plain).append(p)  # biases and norms are not pulled to zero
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -131,31 +160,44 @@ class MaskedLatent(L.LightningModule):
             super().optimizer_step(*args, **kwargs)
         first, last = self.ema
         decay = first + (last - first) * min(1.0, self.global_step / self.steps)
-        for slow, fast in zip(self.target.parameters(), self.model.encoder.parameters()):
+        for slow, fast in zip(self.target.parameters(), self.network.encoder.parameters()):
             slow.lerp_(fast.detach(), 1 - decay)
 
     @property
     def backbone(self) -> nn.Module:
         """What stages and callbacks call the trained network."""
-        return self.model
+        return self.network
 
     def ship(self, recipe: str, name: str = "vjepa_tiny") -> Path:
         """Write the slow encoder alone to the shipped weights; recipe: the command that made it."""
-        card = {"config": self.model.config.to_diff_dict(), "recipe": recipe, "numbers": {}}
+        card = {"config": self.network.config.to_diff_dict(), "recipe": recipe, "numbers": {}}
         return assets.save(name, self.target.state_dict(), card)
 
 
-def encode_shown(encoder: nn.Module, video: Tensor, shown: Tensor) -> Tensor:
-    """Run a VJEPA2Encoder on some tokens of a clip: (B,f,3,H,W), token numbers (B,n) -> (B,n,D).
+def encode(encoder: nn.Module, video: Tensor, shown: Tensor, ids: Tensor) -> Tensor:
+    """Run a VJEPA2Encoder on some tokens of a clip: (B,f,3,H,W), which (B,n), their numbers (B,N) -> (B,n,D).
 
-    transformers' encoder takes no mask, but its layers take token numbers to rotate by. With all tokens shown
-    this is the encoder's own forward.
+    shown: indices into the tokens of `video`. ids: the number of each of those tokens in the whole clip,
+    which says where it is. transformers' encoder takes no mask, but its layers take such numbers to rotate
+    by; with all tokens of a whole clip this is the encoder's own forward.
     """
     tokens = encoder.embeddings(video)
-    tokens = tokens.gather(1, _wide(shown, tokens))
+    tokens, ids = tokens.gather(1, _wide(shown, tokens)), ids.gather(1, shown)
     for layer in encoder.layer:
-        tokens = layer(tokens, shown)[0]
+        tokens = layer(tokens, ids)[0]
     return encoder.layernorm(tokens)
+
+
+def vicreg(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,D) -> VICReg's variance and covariance terms (Bardes et al. 2022, equations 1 and 4), scalars.
+
+    Mean over dimensions of max(0, 1 - standard deviation); sum of squared off-diagonal covariances over D.
+    """
+    centred = tokens - tokens.mean(0)
+    cov = centred.T @ centred / (len(tokens) - 1)
+    spread = F.relu(1 - (cov.diagonal() + 1e-4).sqrt()).mean()
+    overlap = (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / cov.shape[0]
+    return spread, overlap
 
 
 def clip_variance(tokens: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class MaskedPixel(L.LightningModule):
 
     def __init__(
         self,
-        model: VideoMAEForPreTraining,
+        network: VideoMAEForPreTraining,
         mask: TubeMask,
         steps: int,
         learning_rate: float,
@@ -35,11 +35,11 @@ class MaskedPixel(L.LightningModule):
         weight_decay: float = 0.05,
         seed: int = 0,
     ):
-        """model: encoder and decoder to train. steps: of the whole run, for the schedule of the learning rate
+        """network: encoder and decoder to train. steps: of the whole run, for the schedule of the learning rate
         (linear `warmup`, then a cosine).
         """
         super().__init__()
-        self.model, self.mask, self.steps, self.seed = model, mask, steps, seed
+        self.network, self.mask, self.steps, self.seed = network, mask, steps, seed
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -51,7 +51,7 @@ class MaskedPixel(L.LightningModule):
         """(B,T,3,H,W) in [-1,1] with at least config.num_frames frames -> scalar; `names` key window and
         mask.
         """
-        config = self.model.config
+        config = self.network.config
         generators = keyed_each(names, self.seed, "mask")
         if video.shape[1] < config.num_frames:
             raise ValueError(
@@ -66,11 +66,11 @@ class MaskedPixel(L.LightningModule):
         side = config.image_size // config.patch_size
         grid = (config.num_frames // config.tubelet_size, side, side)
         hidden = torch.stack([self.mask.hidden(grid, g).flatten() for g in generators]).to(video.device)
-        return self.model(pixels, bool_masked_pos=hidden).loss
+        return self.network(pixels, bool_masked_pos=hidden).loss
 
     def configure_optimizers(self) -> dict[str, Any]:
         decayed, plain = [], []
-        for p in self.model.parameters():
+        for p in self.network.parameters():
             (decayed if p.ndim > 1 else plain).append(p)
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
@@ -84,9 +84,9 @@ class MaskedPixel(L.LightningModule):
     @property
     def backbone(self) -> nn.Module:
         """What stages and callbacks call the trained network."""
-        return self.model
+        return self.network
 
     def ship(self, recipe: str, name: str = "videomae_tiny") -> Path:
         """Write the encoder alone to the shipped weights; recipe: the command that made it."""
-        card = {"config": self.model.config.to_diff_dict(), "recipe": recipe, "numbers": {}}
-        return assets.save(name, self.model.videomae.state_dict(), card)
+        card = {"config": self.network.config.to_diff_dict(), "recipe": recipe, "numbers": {}}
+        return assets.save(name, self.network.videomae.state_dict(), card)
