@@ -100,7 +100,7 @@ def test_the_target_is_the_moving_average_of_the_encoder():
 
 
 def test_it_learns_to_predict():
-    module, batch = build(steps=25, learning_rate=3e-3, ema=(0.9, 0.99)), clips()
+    module, batch = build(steps=40, learning_rate=3e-3, ema=(0.9, 0.99), variance=0.0, covariance=0.0), clips()
     names = [f"x:{k}" for k in batch["key"]]
 
     def error(module):
@@ -112,8 +112,8 @@ def test_it_learns_to_predict():
             return (module.predict(video, ids, target, module.masks[0], names)[0] / chance).item()
 
     before = error(module)
-    fit(module, 25, batches=1)
-    assert error(module) < 0.9 * before
+    fit(module, 40, batches=1)
+    assert error(module) < 0.8 * before
 
 
 def test_it_repeats_bit_for_bit():
