@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,9 +18,9 @@ def timesteps(process: Process, steps: int) -> list[int]:
     where there is no signal."""
     if not 1 <= steps <= process.steps or steps != int(steps):
         raise ValueError(f"sampler.steps is {steps}; expected a whole number in 1..{process.steps}, e.g. 50")
-    stride = process.steps / steps
-    # Halves are rounded to even, as numpy does for diffusers.
-    return [int(torch.tensor(process.steps - i * stride, dtype=torch.float64).round()) - 1 for i in range(steps)]
+    # By numpy, as in diffusers: its last bits decide which way halves are rounded, e.g. for 48 steps. For 62 numbers
+    # of steps (61, 103, ...) diffusers then lists one time too many, -1; it is cut off here.
+    return (np.round(np.arange(process.steps, 0, -process.steps / steps)).astype(int) - 1)[:steps].tolist()
 
 
 def ddim(

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+
+from timelapse.process import Process
+from timelapse.sampler.integrate import ddim, dpm, timesteps
+
+PROCESS = Process()
+
+
+def test_times_are_diffusers_for_every_usual_number_of_steps():
+    scheduler = CogVideoXDDIMScheduler(timestep_spacing="trailing")
+    for steps in (1, *range(4, 65), 100, 250, 1000):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        assert timesteps(PROCESS, steps) == [t for t in theirs if t >= 0], steps
+    assert scheduler.timesteps[-1] == 0 and len(timesteps(PROCESS, 61)) == 61  # diffusers lists 62, the last -1
+
+
+def test_wrong_numbers_of_steps_are_explained():
+    for steps in (0, -1, 1001, 2.5):
+        with pytest.raises(ValueError, match="sampler.steps"):
+            timesteps(PROCESS, steps)
+
+
+def gaussian(mean: float, std: float):
+    """The exact denoiser of data N(mean, std^2): E[z0 | zt]."""
+
+    def denoise(zt, t):
+        a = PROCESS.alpha_bar[t].item()
+        gain = math.sqrt(a) * std**2 / (a * std**2 + 1 - a)
+        return mean + gain * (zt - math.sqrt(a) * mean)
+
+    return denoise
+
+
+def start(clips: int = 4) -> torch.Tensor:
+    return torch.randn(clips, 2, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def fresh():
+    g = torch.Generator().manual_seed(1)
+    return lambda: torch.randn(4, 2, 4, 32, 32, generator=g)
+
+
+@pytest.mark.parametrize("integrate", [ddim, dpm])
+def test_a_known_point_is_reached_exactly(integrate):
+    """Data of no spread: whatever the noise, the sample is that point."""
+    z = integrate(lambda zt, t: torch.full_like(zt, 0.3), start(), PROCESS, 8, fresh())
+    torch.testing.assert_close(z, torch.full_like(z, 0.3))
+
+
+@pytest.mark.parametrize("integrate", [ddim, dpm])
+def test_a_gaussian_comes_out_as_it_is(integrate):
+    """Mean and spread of the data, with 32768 draws (standard errors 0.003 and 0.002)."""
+    z = integrate(gaussian(0.4, 0.5), start(), PROCESS, 250, fresh())
+    assert abs(z.mean() - 0.4) < 0.01
+    assert abs(z.std() - 0.5) < 0.01
+
+
+def test_ddim_of_a_gaussian_is_the_flow_of_its_ode():
+    """The probability-flow ODE carries each quantile to the same quantile: z0 = mean + std * noise."""
+    noise = start()
+    coarse, fine = (ddim(gaussian(0.4, 0.5), noise, PROCESS, steps) for steps in (20, 500))
+    error = lambda z: (z - (0.4 + 0.5 * noise)).abs().max().item()
+    assert error(fine) < 0.02 < error(coarse)
+    assert torch.equal(fine, ddim(gaussian(0.4, 0.5), noise, PROCESS, 500))
+
+
+def test_one_step_is_the_denoisers_first_guess():
+    for integrate in (ddim, dpm):
+        z = integrate(gaussian(0.4, 0.5), start(), PROCESS, 1, fresh())
+        torch.testing.assert_close(z, torch.full_like(z, 0.4))  # pure noise says nothing: the mean
+
+
+def test_dpm_noise_is_what_draw_gives():
+    z = lambda seed: dpm(gaussian(0.4, 0.5), start(), PROCESS, 6, seeded(seed))
+    assert torch.equal(z(3), z(3)) and not torch.equal(z(3), z(4))
+
+
+def seeded(seed):
+    g = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(4, 2, 4, 32, 32, generator=g)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from timelapse.randomness import keyed_each
+from timelapse.sampler.guide import denoiser, dynamic_scale, guide
+from timelapse.sampler.integrate import ddim, dpm
+from timelapse.sampler.standard import Standard
+from timelapse.types import Condition
+
+
+@pytest.fixture(scope="module")
+def model(small_cogvideox):
+    return small_cogvideox(seed=2)
+
+
+def condition(keys: str = "ab") -> Condition:
+    g = torch.Generator().manual_seed(0)
+    latent, tokens = torch.randn(2, 5, 4, 8, 8, generator=g), torch.randn(2, 12, 16, generator=g)
+    rows = ["ab".index(k) for k in keys]
+    return Condition(latent[rows], torch.zeros(len(rows), 17, dtype=torch.bool), tokens[rows])
+
+
+def noise(keys: str = "ab") -> torch.Tensor:
+    z = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return z[["ab".index(k) for k in keys]]
+
+
+def test_guidance_is_affine_in_the_two_branches(model):
+    c, zt = condition(), noise()
+    negative = torch.zeros(2, 12, 16)
+    with torch.no_grad():
+        at = lambda s: guide(model, c, negative, lambda t: s)(zt, 500)
+        positive_only = denoiser(model, c)(zt, 500)
+        negative_only = denoiser(model, Condition(c.latent, c.known, negative))(zt, 500)
+        torch.testing.assert_close(at(1.0), positive_only, rtol=0, atol=1e-5)
+        torch.testing.assert_close(at(0.0), negative_only, rtol=0, atol=1e-5)
+        expected = negative_only + 3 * (positive_only - negative_only)
+        torch.testing.assert_close(at(3.0), expected, rtol=0, atol=1e-5)
+
+
+def test_dynamic_scale_is_the_pipelines_formula():
+    for t, steps in [(999, 50), (20, 50), (499, 7), (3, 8)]:
+        expected = 1 + 6.0 * ((1 - math.cos(math.pi * ((steps - t) / steps) ** 5.0)) / 2)
+        assert dynamic_scale(6.0, steps)(t) == expected
+
+
+def test_a_clip_does_not_depend_on_its_neighbours(model):
+    """Noise is keyed by clip: in another order, or alone, the same sample."""
+    sampler = Standard(dpm, steps=4, guidance=3.0, progress=False)
+    negative = torch.zeros(2, 12, 16)
+    run = lambda keys: sampler(
+        model, condition(keys), negative[: len(keys)], noise(keys), keyed_each(list(keys), 0, "sampler")
+    )
+    together, swapped, alone = run("ab"), run("ba"), run("b")
+    torch.testing.assert_close(together, swapped.flip(0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
+
+
+def test_no_negative_tokens_mean_the_empty_caption(model):
+    sampler = Standard(ddim, steps=2, guidance=3.0, progress=False)
+    empty = model.text.encode(["", ""])
+    expected = sampler(model, condition(), empty, noise())
+    assert torch.equal(sampler(model, condition(), None, noise()), expected)
+    off = Standard(ddim, steps=2, guidance=1.0, progress=False)(model, condition(), empty, noise())
+    assert not torch.equal(off, expected)
+
+
+def test_another_backbone_takes_the_models_place(model, small_cogvideox):
+    other = small_cogvideox(seed=3)
+    sampler = Standard(ddim, steps=2, guidance=1.0, progress=False)
+    expected = sampler(other, condition(), None, noise())
+    assert torch.equal(sampler(model, condition(), None, noise(), backbone=other.backbone), expected)
+
+
+def test_wrong_numbers_are_explained(model):
+    with pytest.raises(ValueError, match="sampler.steps is 0"):
+        Standard(ddim, steps=0)
+    with pytest.raises(ValueError, match="sampler.steps is 2000"):
+        Standard(ddim, steps=2000, guidance=1.0, progress=False)(model, condition(), None, noise())
+    with pytest.raises(ValueError, match="sampler.guidance"):
+        Standard(ddim, guidance=-1.0)
+    with pytest.raises(ValueError, match="one generator a clip"):
+        Standard(dpm, steps=2, guidance=1.0, progress=False)(model, condition(), None, noise())
