@@ -115,6 +115,11 @@ class CogVideoX:
         encoder, source = self._part("text", T5EncoderModel, self.frozen_dtype), self._source("text")
         load = AutoTokenizer.from_pretrained
         tokenizer = self._from_hub(load, source, "tokenizer") if _is_hub(source) else ByT5Tokenizer()
+        if tokenizer.unk_token_id in tokenizer("a time-lapse of a flower").input_ids:
+            raise ValueError(
+                f"cogvideox: the tokenizer of model.weights={source} came without its vocabulary; its file is "
+                f"spiece.model, which needs `pip install sentencepiece`"
+            )
         return T5(encoder, tokenizer, self.numbers["transformer"]["max_text_seq_length"])
 
     def materialise(self, backbone: Backbone) -> None:

@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         b, frames, _, h, w = zt.shape
         p = config.patch_size
         patches = patches.reshape(b, frames, h // p, w // p, -1, p, p)
-        return patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4), hidden
+        return patches.permute(0, 1, 4, 2, 5, 3, 6).reshape(b, frames, -1, h, w), hidden
 
     def rotary(self, shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines (N, head width) of latents of `shape` (B,t,c,h,w), as the I2V pipeline makes them.
