@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from timelapse.loss.denoise import Denoise
+from timelapse.process import Process
+
+
+def squared(a, b):
+    return (a - b).square().flatten(1).mean(1)
+
+
+def test_views_are_the_errors_they_name(step):
+    s = step(t=(3, 500, 999))
+    eps_hat = Process().to_eps(s.zt, s.output, s.t)
+    torch.testing.assert_close(Denoise()(s), squared(s.output, s.target))
+    torch.testing.assert_close(Denoise(view="x0")(s), squared(s.z0_hat, s.z0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(Denoise(view="eps")(s), squared(eps_hat, s.noise), rtol=1e-4, atol=1e-7)
+
+
+def test_weighted_x0_loss_is_the_v_loss_also_without_signal(step):
+    s = step(t=(3, 500, 999))
+    assert s.alpha[2].item() == 0  # zero terminal SNR
+    abar = s.alpha.flatten().square()
+    by_definition = squared(s.z0_hat, s.z0) / (1 - abar)
+    assert 1 / (1 - abar[2]) == 1
+    torch.testing.assert_close(by_definition, Denoise()(s), rtol=1e-4, atol=0)
+    assert torch.equal(Denoise(view="x0", inverse_noise_weight=True)(s), Denoise()(s))
+
+
+@pytest.mark.parametrize("view", ["v", "x0", "eps"])
+def test_finite_with_finite_gradient_at_both_ends(step, view):
+    s = step(t=(0, 999))
+    s.sigma = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1)  # a process with an end free of noise, too
+    s.alpha = torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1, 1)
+    s.output.requires_grad_()
+    for weighted in {False, view == "x0"}:
+        loss = Denoise(view=view, inverse_noise_weight=weighted)(s)
+        (gradient,) = torch.autograd.grad(loss.sum(), s.output)
+        assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+    if view == "eps":
+        assert loss[1] == 0  # nothing to learn about the noise when the input is the noise
+
+
+def test_half_precision_outputs_are_compared_in_float32(step):
+    s = step()
+    expected = Denoise()(s)
+    s.output = s.output.bfloat16()
+    loss = Denoise()(s)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+
+
+def test_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="choose one of v, x0, eps"):
+        Denoise(view="x1")
+    with pytest.raises(ValueError, match="belongs to view=x0"):
+        Denoise(view="v", inverse_noise_weight=True)
