@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from timelapse.loss.reconstruction import gradient_error, pixel_error, psnr
+from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
 
 
 def test_a_constant_offset_costs_no_gradient():
@@ -24,3 +24,15 @@ def test_psnr_of_a_known_error():
     output = target + torch.tensor([0.02, 0.2]).reshape(2, 1, 1, 1, 1)
     assert psnr(output, target).tolist() == pytest.approx([40.0, 20.0], abs=1e-3)
     assert psnr(target + 5, torch.ones_like(target)).tolist() == pytest.approx([100 + 6.0206] * 2, abs=0.01)
+
+
+def test_blur_costs_more_than_a_shift_in_brightness_of_equal_psnr():
+    from timelapse.metric.frame_features import EfficientNetLite0
+
+    grid = torch.linspace(0, 12, 64)
+    sharp = 0.6 * torch.sign(torch.sin(grid)[:, None] * torch.cos(grid)).expand(1, 1, 3, 64, 64)
+    blurred = torch.nn.functional.avg_pool2d(sharp[0], 5, 1, 2, count_include_pad=False)[None]
+    brighter = sharp + (blurred - sharp).square().mean().sqrt()
+    features = EfficientNetLite0(size=64)
+    assert perceptual_error(features, sharp, sharp).item() == 0
+    assert perceptual_error(features, blurred, sharp) > 1.5 * perceptual_error(features, brighter, sharp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def pixel_error(output: Tensor, target: Tensor) -> Tensor:
@@ -19,6 +19,22 @@ def gradient_error(output: Tensor, target: Tensor) -> Tensor:
     error = output - target
     dims = (-1, -2) if error.shape[1] == 1 else (-1, -2, 1)
     return torch.stack([error.diff(dim=d).abs().flatten(1).mean(1) for d in dims]).sum(0)
+
+
+def perceptual_error(
+    features: nn.Module, output: Tensor, target: Tensor, strides: tuple[int, ...] = (2, 4, 8)
+) -> Tensor:
+    """(B,T,3,H,W) in [-1,1] -> (B,) squared distance of early features of unit length, mean over places.
+
+    features: a frozen network with `pyramid(frames, strides)` (timelapse.metric.frame_features). As LPIPS (Zhang et
+    al. 2018, eq. 1), without its learned channel weights. Blur, which the pixel error forgives, costs here.
+    """
+    unit = lambda f: torch.nn.functional.normalize(f, dim=1)
+    with torch.no_grad():
+        theirs = features.pyramid(target.flatten(0, 1), strides)
+    ours = features.pyramid(output.flatten(0, 1), strides)
+    each = [(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs)]
+    return torch.stack(each).mean(0).reshape(output.shape[:2]).mean(1)
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:

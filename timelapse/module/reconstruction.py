@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCaus
 from torch import Tensor, nn
 
 from timelapse import assets
-from timelapse.loss.reconstruction import gradient_error, pixel_error, psnr
+from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
@@ -31,7 +31,9 @@ class Reconstruction(L.LightningModule):
         steps; frames: 1, 9 or 17 (what the VAE's chunks of 1 + 8n frames allow); batch: clips of the loaded batch
         that are used, each process; crop: side in pixels of a random square; rate: (first, last) learning rate,
         changing as a cosine; noise: deviation added to the latent, in the latent's own units; encoder: false
-        freezes the encoder, so that latents stay what they are while the decoder goes on learning.
+        freezes the encoder, so that latents stay what they are while the decoder goes on learning; perceptual: weight
+        of the perceptual error on `judged_frames` frames of each clip.
+    features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
     latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
         distance between differences of neighbouring pixels and frames. sparse_share: share of clips turned into
         what any-frame conditioning encodes, one real frame among frames of Gaussian noise of variance
@@ -50,12 +52,18 @@ class Reconstruction(L.LightningModule):
         gradient_weight: float = 1.0,
         sparse_share: float = 0.06,
         sparse_variance: float = 0.07,
+        features: nn.Module | None = None,
+        judged_frames: int = 4,
         seed: int = 0,
     ):
         super().__init__()
         for stage in stages:
             if stage["frames"] != 1 and (stage["frames"] - 1) % 8:
                 raise ValueError(f"reconstruction: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
+        if features is None and any(stage.get("perceptual") for stage in stages):
+            raise ValueError("reconstruction: a stage has a perceptual weight; set module.features to a network")
+        self._frozen = {"features": features}  # a plain dict hides it from checkpoints
+        self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)
         self.stages, self.betas, self.warmup = stages, tuple(betas), warmup
         self.latent_weight, self.gradient_weight = latent_weight, gradient_weight
@@ -91,6 +99,10 @@ class Reconstruction(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        if self._frozen["features"] is not None:
+            self._frozen["features"].to(self.device)
+
     # -- one step ----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
@@ -115,6 +127,11 @@ class Reconstruction(L.LightningModule):
         # Differences of pixel noise cannot be foretold, and would drown those of the real clips.
         losses["gradient"] = (gradient_error(output, video) * ~sparse).mean()
         total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
+        if stage.get("perceptual"):
+            some = torch.randperm(video.shape[1], generator=generators[0])[: self.judged_frames]
+            error = perceptual_error(self._frozen["features"], output[:, some], video[:, some])
+            losses["perceptual"] = (error * ~sparse).mean()
+            total = total + stage["perceptual"] * losses["perceptual"]
         if stage.get("encoder", True) and stage["frames"] > 1:
             now = torch.stack([z.mean((0, 2, 3, 4)), z.square().mean((0, 2, 3, 4))]).detach()
             self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
