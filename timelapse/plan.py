@@ -41,6 +41,7 @@ def memory(
     half: bool = True,
     ema: bool = True,
     frozen_resident: bool = True,
+    frozen_bytes: int = 4,
 ) -> dict[str, float]:
     """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP)."""
     word = 2 if half else 4
@@ -57,7 +58,7 @@ def memory(
         "activations": batch_size * (kept + live),
     }
     if frozen_resident:
-        rows |= {f"frozen {name}": 4 * n for name, n in counts.frozen.items()}
+        rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
     rows = {name: value / GIB for name, value in rows.items()}
     return rows | {"sum": sum(rows.values())}
 
@@ -92,6 +93,7 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
         "checkpointing": bool(cfg.model.get("gradient_checkpointing")),
         "half": "16" in str(cfg.trainer.precision),
         "ema": bool(cfg.train.ema_decay),
+        "frozen_bytes": 4 if cfg.model.frozen_dtype == "float32" else 2,
     }
     replicas = cfg.trainer.strategy.replicas if sharded else 1
     plans = {n: memory(counts, shards=max(1, n // replicas) if sharded else 1, **options) for n in devices}

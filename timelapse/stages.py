@@ -131,9 +131,10 @@ class Run:
         return self.with_cache(self.dataset("val"), "val")
 
     def with_cache(self, dataset: Any, split: str) -> Any:
-        for path, reason in getattr(dataset, "skipped", []):
-            log.warning(f"skipped {path}: {reason}")
-        if not self.cfg.cache.enabled or not hasattr(self.module, "losses"):
+        if not hasattr(self.module, "losses"):
+            return dataset
+        self.note(getattr(dataset, "skipped", []))
+        if not self.cfg.cache.enabled:
             return dataset
         from timelapse.cache import cached
 
@@ -141,6 +142,19 @@ class Run:
         pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
         root = Path(self.cfg.paths.cache)
         return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels)
+
+    def note(self, skipped: list[tuple[Any, str]]) -> None:
+        """notes.json for the report: what stands in for what, and which files were left out, with the reason."""
+        path = self.folder / "notes.json"
+        known = json.loads(path.read_text())["skipped"] if path.exists() else []
+        for file, reason in skipped:
+            if [str(file), reason] not in known:
+                log.warning(f"skipped {file}: {reason}")
+                known.append([str(file), reason])
+        notes = list(self.cfg.get("notes", []))
+        if self.encoder is not None and getattr(self.encoder, "stands_for", None):
+            notes.append(f"{self.encoder.name} stands in for {self.encoder.stands_for}.")
+        save_json(path, {"skipped": known, "notes": notes})
 
     @cached_property
     def checkpoint(self) -> Path | None:
@@ -268,10 +282,11 @@ def restore(run: Run) -> None:
     module.materialise()
     if run.checkpoint is not None:
         state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        missing = module.load_state_dict(state, strict=False)
-        if missing.unexpected_keys:
+        unknown = module.load_state_dict(state, strict=False).unexpected_keys
+        unknown = [key for key in unknown if not key.startswith("losses.")]  # what a loss owns is for training only
+        if unknown:
             raise ValueError(
-                f"{run.checkpoint} does not fit model={run.cfg.model._target_}: unknown {missing.unexpected_keys[:3]}; "
+                f"{run.checkpoint} does not fit model={run.cfg.model._target_}: unknown {unknown[:3]}; "
                 f"use the experiment and scale it was trained with"
             )
     module.to(run.device)

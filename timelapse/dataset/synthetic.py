@@ -57,6 +57,14 @@ class Synthetic(Dataset):
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def keys(self) -> list[str]:
+        """Clip keys in order, without painting a frame."""
+        return [self.key(i) for i in range(self.size)]
+
+    def key(self, index: int) -> str:
+        return f"synthetic-{self.split}-{self.seed}-{index:06d}"
+
     def _draw(self, index: int, purpose: str) -> torch.Generator:
         return keyed("synthetic", self.seed, self.split, index, self.process(index), purpose)
 
@@ -110,5 +118,5 @@ class Synthetic(Dataset):
             "stage": stage,
             "seconds": torch.linspace(0, 1, self.frames, dtype=torch.float64) * duration,
             "caption": scenario.caption,
-            "key": f"synthetic-{self.split}-{self.seed}-{index:06d}",
+            "key": self.key(index),
         }

@@ -87,11 +87,16 @@ class Denoising(L.LightningModule):
     def materialise(self, strategy: Any = None) -> None:
         """Put the backbone (sharded by `strategy`) and the average of its weights in place."""
         if self.backbone is None:
-            self.backbone = self.model.backbone
-            if strategy is not None:
+            if strategy is None:
+                self.backbone = self.model.backbone
+            else:  # no process ever holds the whole model: shapes, shards, then each its part of the weights
                 from timelapse.sharding import shard
 
+                with torch.device("meta"):
+                    self.backbone = self.model.backbone
                 shard(self.backbone, self.losses, strategy)
+                self.backbone.to_empty(device=strategy.root_device)
+                self.model.materialise(self.backbone)
         if self.ema_decay and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
             for name, p in self.trained():
                 self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
@@ -252,12 +257,15 @@ class Denoising(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema:
-            # Early steps average over what there is: decay min(d, (1+n)/(10+n)), as in Karras et al. 2022's code.
-            n = self.global_step
-            decay = min(self.ema_decay, (1 + n) / (10 + n))
-            with torch.no_grad():
-                for name, p in self.trained():
-                    self.ema[name.replace(".", "/")].lerp_(p.detach(), 1 - decay)
+            self.update_average()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the average; early ones average over what there is (decay (1+n)/(10+n), as TensorFlow's EMA)."""
+        n = self.global_step
+        decay = min(self.ema_decay, (1 + n) / (10 + n))
+        for name, p in self.trained():
+            self.ema[name.replace(".", "/")].lerp_(p.detach(), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -285,6 +293,8 @@ class Denoising(L.LightningModule):
             return self.model.ship(recipe, text=self.train_text)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = {f"backbone.{n}" for n, p in self.backbone.named_parameters() if not p.requires_grad}
+        """Of the backbone only what is trained: frozen weights and position tables come from where they came from."""
+        trained = {f"backbone.{name}" for name, _ in self.trained()}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in frozen}
+        kept = {k: v for k, v in state.items() if not k.startswith("backbone.") or k in trained}
+        checkpoint["state_dict"] = kept

@@ -1,0 +1,121 @@
+"""Training: the same numbers however it is cut into sessions, batches and processes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import small_run  # noqa: E402
+
+from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.dataset.module import collate  # noqa: E402
+from timelapse.stages import fit, restore  # noqa: E402
+
+
+def losses(folder: Path) -> dict[int, dict[str, str]]:
+    rows: dict[int, dict[str, str]] = {}
+    for row in read_rows(folder / "metrics.csv"):
+        rows.setdefault(int(row["step"]), {}).update(row)
+    return rows
+
+
+def test_stopped_and_continued_is_never_stopped(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fit(small_run(whole, "train.steps=6"))
+    fit(small_run(cut, "train.steps=4"))
+    (cut / "config.yaml").unlink()  # the length of training is not part of what a run is, but of its folder's name
+    fit(small_run(cut, "train.steps=6"))
+    assert losses(cut) == losses(whole) and len(losses(whole)) >= 6
+    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, cut))
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(k.startswith("ema.") for k in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = small_run(tmp_path_factory.mktemp("run"), "train.steps=4")
+    fit(run)
+    return run
+
+
+def batch_of(run, indices: list[int]) -> dict:
+    return collate([{**run.train_clips[i], "draw": i} for i in indices])
+
+
+def test_a_clip_sees_the_same_noise_in_any_batch(trained):
+    module = trained.module.eval()
+    t = torch.tensor([300, 700])
+    both = module.step(batch_of(trained, [1, 2]), t, ["1:a", "2:b"])
+    alone = module.step(batch_of(trained, [2]), t[1:], ["2:b"])
+    assert torch.equal(both.noise[1:], alone.noise)
+    assert torch.equal(both.condition.known[1:], alone.condition.known)
+    torch.testing.assert_close(both.zt[1:], alone.zt, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both.output[1:], alone.output, atol=1e-4, rtol=0)
+
+
+def test_the_average_follows_its_formula_and_swapping_is_exact(trained):
+    module = trained.module
+    name, p = next(module.trained())
+    average = module.ema[name.replace(".", "/")]
+    kept, ema = p.detach().clone(), average.detach().clone()
+    assert not torch.equal(kept, ema)
+    with module.averaged():
+        assert torch.equal(p, ema) and torch.equal(average, kept)
+    assert torch.equal(p, kept) and torch.equal(average, ema)
+    module.ema_decay, old = 0.9, module.ema_decay
+    try:
+        expected = ema + (p.detach() - ema) * (1 - min(0.9, (1 + module.global_step) / (10 + module.global_step)))
+        module.update_average()
+        torch.testing.assert_close(average.data, expected)
+    finally:
+        average.data.copy_(ema)
+        module.ema_decay = old
+
+
+def test_held_out_loss_never_changes_its_noise(trained):
+    module, batch = trained.module.eval(), batch_of(trained, [0, 1])
+    t = torch.full((2,), 400)
+    first, second = (module.step(batch, t, batch["key"]) for _ in range(2))
+    assert torch.equal(first.zt, second.zt) and torch.equal(first.output, second.output)
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_clips(tmp_path):
+    run = small_run(tmp_path, "train.steps=2", "train.learning_rate=1e30", "train.warmup=0", "train.clip_norm=0")
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+, clips synthetic-.*last good checkpoint"):
+        fit(run)
+
+
+def test_the_projector_never_reaches_the_sample(tmp_path):
+    overrides = ("encoder=dinov3_tiny", "train.steps=2", "sample.weights=raw")
+    run = small_run(tmp_path, *overrides, experiment="drepa_dinov3")
+    fit(run)
+    with_projector = sampled(run)
+    plain = small_run(tmp_path / "plain", f"ckpt={tmp_path}", "stages=[sample]")
+    state = torch.load(plain.checkpoint, weights_only=True)["state_dict"]
+    assert any(k.startswith("losses.drepa") for k in state)
+    restore(plain)
+    assert torch.equal(sampled(plain), with_projector)
+
+
+def sampled(run) -> torch.Tensor:
+    from timelapse.build import build
+    from timelapse.sampling import given
+
+    batch = collate([run.validation_clips[0]])
+    known = given(4, 9)[None]
+    return run.module.eval().sample(batch, known, build(run.cfg.sampler), weights="raw")
+
+
+def test_lora_checkpoints_hold_only_what_was_trained(tmp_path):
+    lora = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
+    fit(small_run(tmp_path, lora, "train.steps=2"))
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state and all("lora" in k for k in state)
+
+
+def test_learning_rate_warms_up_holds_and_cools_down(trained):
+    module = trained.module
+    module.warmup, module.steps, module.cooldown = 4, 100, 0.25
+    assert [module.rate(s) for s in (0, 3, 50, 75)] == [0.25, 1.0, 1.0, 1.0]
+    assert module.rate(90) == pytest.approx(0.4) and module.rate(100) == 0.0

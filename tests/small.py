@@ -1,0 +1,44 @@
+"""A run that takes seconds: the real classes with few and narrow layers, random weights, two synthetic clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from timelapse.build import frozen
+from timelapse.run import CONF
+from timelapse.stages import Run
+
+SMALL = [
+    "trainer=cpu",
+    "model.weights=null",
+    "model.transformer.num_layers=2",
+    "model.transformer.num_attention_heads=2",
+    "model.vae.block_out_channels=[8,8,8]",
+    "model.transformer.sample_height=8",
+    "model.transformer.sample_width=8",
+    "model.transformer.sample_frames=9",
+    "model.align={layer: 1, early_layer: 0, width: 64, hidden: 32}",
+    "video={frames: 9, height: 32, width: 32}",
+    "dataset.size=6",
+    "train.validation_clips=2",
+    "train.batch_size=2",
+    "train.validate_every=4",
+    "train.checkpoint_every=2",
+    "sampler.steps=2",
+    "sample.count=2",
+    "sample.batch_size=2",
+    "sample.frames=[4]",
+]
+
+
+def small_run(folder: Path, *overrides: str, experiment: str = "finetune_only") -> Run:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "config",
+            [f"+experiment={experiment}", *SMALL, f"paths.cache={folder}/cache", *overrides],
+        )
+    run = Run(frozen(cfg), folder)
+    run.freeze()
+    return run

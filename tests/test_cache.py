@@ -1,0 +1,78 @@
+"""The cache gives what encoding online gives, notices damage, and never answers for other weights."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small import small_run  # noqa: E402
+
+from timelapse.cache import cached, fingerprint  # noqa: E402
+from timelapse.dataset.module import collate  # noqa: E402
+from timelapse.randomness import keyed_each  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return small_run(tmp_path_factory.mktemp("run"))
+
+
+def build(run, root, **kwargs):
+    return cached(run.dataset("train"), root, {"spec": 1}, run.model, None, torch.device("cpu"), **kwargs)
+
+
+@pytest.mark.parametrize("rule", ["first_frame", "any_frame"])
+def test_cached_clips_are_what_encoding_online_gives(run, tmp_path, rule):
+    conditioned = small_run(tmp_path / "other", f"conditioning={rule}").conditioning
+    plain, stored = run.dataset("train"), build(run, tmp_path)
+    online, offline = collate([plain[i] for i in (0, 3)]), collate([stored[i] for i in (0, 3)])
+    mean, std = run.model.codec.moments(online["video"])
+    torch.testing.assert_close(offline["mean"], mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(offline["std"], std, atol=1e-5, rtol=0)
+    torch.testing.assert_close(offline["tokens"], run.model.text.encode(online["caption"]), atol=1e-5, rtol=0)
+    a, b = (conditioned(x, run.model.codec, keyed_each(x["key"], 0)) for x in (online, offline))
+    torch.testing.assert_close(a.latent, b.latent, atol=1e-5, rtol=0)
+    assert torch.equal(a.known, b.known) and torch.equal(a.seconds_per_frame, b.seconds_per_frame)
+
+
+def test_without_pixels_no_clip_is_decoded(run, tmp_path):
+    stored = build(run, tmp_path, pixels=False)
+
+    class Untouchable:
+        def __getitem__(self, i):
+            raise AssertionError("decoded")
+
+    item = type(stored).__getitem__(stored, 2)
+    stored.dataset = Untouchable()
+    again = stored[2]
+    assert "video" not in again and torch.equal(item["mean"], again["mean"])
+    assert again["caption"] == run.dataset("train")[2]["caption"]
+
+
+def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
+    stored = build(run, tmp_path)
+    path = stored.folder / f"{stored.keys[1]}.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(ValueError, match="damaged; delete it and run again"):
+        stored[1]
+    untouched = (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns
+    build(run, tmp_path)
+    assert path.read_bytes() == before
+    assert (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns == untouched
+
+
+def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
+    first = build(run, tmp_path).folder
+    assert build(run, tmp_path).folder == first
+    with torch.no_grad():
+        bias = next(p for n, p in run.model.codec.named_parameters() if n.endswith("bias"))
+        bias[0] += 1e-3
+        changed = fingerprint(run.model.codec)
+        other = build(run, tmp_path).folder
+        bias[0] -= 1e-3
+    assert other != first and changed != fingerprint(run.model.codec)
+    spec = cached(run.dataset("train"), tmp_path, {"spec": 2}, run.model, None, torch.device("cpu"))
+    assert spec.folder not in (first, other)
