@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from omegaconf import OmegaConf
 
+from timelapse import assets
 from timelapse.module.reconstruction import Reconstruction, cut, fix_posterior, single_frame, standardise
 
 STAGES = [
@@ -120,3 +123,20 @@ def test_sparse_clips_are_one_real_frame_among_noise_of_the_given_variance(modul
 def test_lengths_that_the_chunks_do_not_allow_are_refused(module):
     with pytest.raises(ValueError, match="frames=5"):
         Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), stages=[{**STAGES[0], "frames": 5}])
+
+
+def test_shipped_weights_open_as_the_same_network(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    module.ship("the command", name="small")
+    state, card = assets.load("small")
+    vae = AutoencoderKLCogVideoX(**card["config"])
+    vae.load_state_dict(state)
+    x = batch(9)["video"].transpose(1, 2)
+    assert card["recipe"] == "the command"
+    assert torch.allclose(vae(x).sample, module.vae(x).sample, atol=5e-3)  # half precision on disk
+
+
+def test_the_tiny_models_numbers_are_those_of_the_shipped_weights():
+    vae = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/model/cogvideox_tiny.yaml").vae)
+    _, card = assets.load("cogvideox_tiny_vae")
+    assert vae == {k: card["config"][k] for k in vae}
