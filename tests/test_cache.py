@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
@@ -59,8 +60,8 @@ def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     with pytest.raises(ValueError, match="damaged; delete it and run again"):
         stored[1]
     untouched = (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns
-    build(run, tmp_path)
-    assert path.read_bytes() == before
+    again = build(run, tmp_path)[1]  # alone in its batch, so equal to the last bits only
+    torch.testing.assert_close(again["mean"], load(before)["mean"], atol=1e-5, rtol=0)
     assert (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns == untouched
 
 
