@@ -53,13 +53,13 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def start(cfg: DictConfig) -> float | None:
-    if "study" in cfg:
-        from timelapse.study import run_study
-
-        return run_study(cfg)
-    from timelapse.stages import run_stages
-
     try:
+        if "study" in cfg:
+            from timelapse.study import run_study
+
+            return run_study(cfg)
+        from timelapse.stages import run_stages
+
         return run_stages(cfg)
     except (ValueError, FileNotFoundError) as error:  # the user's: one line, no traceback
         if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -40,7 +40,7 @@ def test_wandb_without_a_key_writes_files_and_continues_the_same_run(run_dir: Pa
     assert run.offline and run.name == "finetune_only/seed-0" and run.group == "finetune_only"
     assert run.config["seed"] == 3
     assert run.summary["metric/morphing_degree"] == 0.25
-    assert "samples" in run.summary
+    assert run.summary["samples"]["captions"] == ["a rose (frame 2 given)"]
     library.finish()
     [offline] = (run_dir / "wandb").glob("offline-run-*")
     assert len(list(offline.glob("files/media/videos/*.mp4"))) == 1
@@ -76,6 +76,10 @@ def test_the_dashboard_shows_sc_only_beside_md_and_is_saved_beside_the_run(tmp_p
     assert spec["sections"] == LAYOUT
     bars = [p["bars"] for panels in LAYOUT.values() for p in panels if "bars" in p]
     assert {"metric/subject_consistency", "metric/morphing_degree"} <= set(bars)
+
+
+def test_the_dashboard_becomes_a_workspace(tmp_path: Path):
     pytest.importorskip("wandb_workspaces")
+    spec = json.loads(save_dashboard(tmp_path, "timelapse").read_text())
     made = workspace(spec, "someone")._to_model().model_dump_json(by_alias=True)
     assert all(f'"{name}"' in made for name in LAYOUT)

@@ -29,11 +29,11 @@ def test_picked_frames_span_the_clip_and_hold_the_given_ones(given: tuple[int, .
 def test_the_sheet_shows_frames_in_order_and_frames_the_given_one(tmp_path: Path):
     path = contact_sheet([grey(17), grey(17)], tmp_path / "new/a.png", ["one", "two"], [[8], []], columns=3, height=20)
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    rows = [y for y in (4 + 18 + 10, 4 + 18 + 24 + 18 + 10)]  # through the middle of each row of frames
+    rows = [4 + 18 + 10, 4 + 18 + 24 + 18 + 10]  # through the middle of each row of frames
     columns = [4 + 10 + i * 24 for i in range(3)]
     assert [[tuple(sheet[y, x]) for x in columns] for y in rows] == [[(0,) * 3, (80,) * 3, (160,) * 3]] * 2
     outlined = np.all(sheet == GIVEN, axis=-1)
-    assert outlined[rows[0], 27] and not outlined[40:].any()
+    assert outlined[rows[0], 27] and not outlined[46:].any()
     assert np.any(sheet[4:20] < 100)  # the label is written
 
 

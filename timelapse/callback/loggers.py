@@ -6,6 +6,7 @@ import json
 import logging
 import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,8 +44,6 @@ class Wandb(WandbLogger):
     """
 
     def __init__(self, save_dir: str, project: str = "timelapse", entity: str | None = None):
-        import wandb
-
         folder = Path(save_dir)
         offline = not has_key()
         identity = folder / "wandb_id"
@@ -56,7 +55,7 @@ class Wandb(WandbLogger):
             project=project,
             entity=entity,
             offline=offline and "WANDB_MODE" not in os.environ,
-            id=identity.read_text() if identity.exists() else wandb.util.generate_id(),
+            id=identity.read_text() if identity.exists() else secrets.token_hex(4),
             config=OmegaConf.to_container(OmegaConf.load(config)) if config.exists() else None,
         )
         self._keep(identity, project)

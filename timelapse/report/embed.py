@@ -41,11 +41,11 @@ def shrink(path: Path, short_side: int, crf: int) -> bytes:
         return min(smaller.read_bytes(), path.read_bytes(), key=len)
 
 
-def image_uri(picture: Tensor, form: str = "JPEG") -> str:
-    """(3,H,W) uint8 -> data: URI."""
+def image_uri(picture: Tensor) -> str:
+    """(3 or 4,H,W) uint8 -> data: URI."""
     buffer = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, form, quality=88)
-    return data_uri(f"image/{form.lower()}", buffer.getvalue())
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(buffer, "WEBP", quality=88)
+    return data_uri("image/webp", buffer.getvalue())
 
 
 def data_uri(kind: str, data: bytes) -> str:

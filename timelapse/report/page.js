@@ -16,7 +16,7 @@
     const [head, data] = v.src.split(',');
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     v.src = URL.createObjectURL(new Blob([bytes], {type: head.slice(5).split(';')[0]}));
-    v.controls = false;
+    v.controls = v.loop = false;
   }
   const watch = new IntersectionObserver(entries => entries.forEach(e => {
     e.isIntersecting ? seen.add(e.target) : (seen.delete(e.target), e.target.pause());
@@ -45,7 +45,7 @@
       for (const v of seen) {
         v.playbackRate = speed.value;
         if (wrapped || Math.abs(v.currentTime - at) > 1.2 / fps) v.currentTime = Math.min(at, (v.duration || length) - 0.01);
-        if (v.paused) v.play().catch(() => {});
+        if (v.paused && (wrapped || !v.ended)) v.play().catch(() => {});
       }
       mark(Math.min(frames - 1, Math.floor(at * fps)));
     }

@@ -116,10 +116,11 @@ def span_text(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three or four significant digits, a real minus; '–' for what is not there."""
+    """0.0123, 0.912, 34.65: a real minus; '–' for what is not there."""
     if value is None or value != value:
         return "–"
-    return (f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}").replace("-", "−")
+    decimals = 4 if abs(value) < 0.0995 else 3 if abs(value) < 10 else 2
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def versions() -> list[tuple[str, str]]:

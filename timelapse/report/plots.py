@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from timelapse.report.run_files import Curve
 
 INK = "#010203"  # becomes currentColor
-COLOURS = ("#2f7fc1", "#e07b1a", "#2a9d6f", "#c2437a", "#7a5bd0", "#8a8f2a", "#c0392b", "#18929e", "#7f7f7f")
+COLOURS = ("#2f7fc1", "#e07b1a", "#2a9d6f", "#c2437a", "#7a5bd0", "#8a8f2a", "#c0392b", "#18929e", "#7f7f7f",
+           "#5a3a22", "#d4a017", "#20407c")
 STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -25,19 +27,22 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }
 
 
-def line_plot(title: str, lines: dict[str, Curve], log: bool | None = None) -> str:
-    """Lines by name over training steps. Long ones are drawn faint with their running mean on top.
+def line_plot(title: str, lines: dict[str, Curve], log: bool | None = None, smooth: bool = True) -> str:
+    """Lines by name over training steps.
 
+    smooth: draw long ones faint, with their running mean on top.
     log: y axis; None takes it when all is positive and spans more than a factor of 20.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for colour, (name, (steps, values)) in zip(COLOURS * 9, lines.items()):
-            if len(values) > 60:
+            if smooth and len(values) > 60:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
                 axes.plot(steps, running_mean(values), color=colour, linewidth=1.6, label=name)
             else:
@@ -58,13 +63,13 @@ def scatter_plot(x_label: str, y_label: str, points: dict[str, Sequence[tuple[fl
     """Name -> its (x, y) for each seed: small dots, joined to their mean, which carries the name."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+        axes, markers = figure.add_subplot(), cycle("osD^v")
         for colour, (name, pairs) in zip(COLOURS * 9, points.items()):
             mean = (sum(x for x, _ in pairs) / len(pairs), sum(y for _, y in pairs) / len(pairs))
             for x, y in pairs:
                 axes.plot([x, mean[0]], [y, mean[1]], color=colour, linewidth=0.8, alpha=0.5)
                 axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.6)
-            axes.plot(*mean, "o", color=colour, markersize=9, label=name)
+            axes.plot(*mean, next(markers), color=colour, markersize=9, label=name)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.15, color=INK, linewidth=0.5)
@@ -92,7 +97,6 @@ def to_svg(figure: Figure, title: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"background-color:[^;\"]*;?|<g id=\"patch_1\">.*?</g>", "", svg, count=1, flags=re.DOTALL)
     return re.sub(r'<svg ', f'<svg role="img" aria-label="{_escape(title)}" ', svg, count=1)
 
 

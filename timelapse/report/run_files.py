@@ -56,10 +56,9 @@ class RunFiles:
 def read_run(folder: Path | str) -> RunFiles:
     """ValueError when the folder is not a run directory."""
     folder = Path(folder)
-    if not any((folder / name).exists() for name in ("config.yaml", "metrics.json", "samples", "metrics.csv")):
-        raise ValueError(
-            f"{folder} is not a run directory (no config.yaml, metrics.json or samples/); give one like runs/NAME/..."
-        )
+    parts = ("config.yaml", "metrics.json", "evaluation.json", "metrics.csv", "samples")
+    if not any((folder / name).exists() for name in parts):
+        raise ValueError(f"{folder} is not a run directory (none of {', '.join(parts)}); give one like runs/NAME/...")
     text = (folder / "config.yaml").read_text() if (folder / "config.yaml").exists() else ""
     evaluation = read_json(folder / "evaluation.json")
     notes = read_json(folder / "notes.json")

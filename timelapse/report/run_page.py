@@ -12,7 +12,6 @@ import torch
 from timelapse.dataset.write import FPS, read_video
 from timelapse.report.embed import embed_videos, image_uri
 from timelapse.report.page import (
-    ARROWS,
     DIRECTIONS,
     Markup,
     fold,
@@ -146,7 +145,8 @@ def clip(sample: Sample, uris: dict[Path, str], open_strip: bool) -> Markup:
         if name != "given":
             tiles.append(video_tile(LABELS.get(name, name), uris[path]))
             rows[LABELS.get(name, name)] = path
-    strip = contact_sheet_image(list(rows.values()), known=[sample.known] * len(rows), height=96)
+    clear = (0, 0, 0, 0)  # the page's own colour shows between the frames
+    strip = contact_sheet_image(list(rows.values()), known=[sample.known] * len(rows), height=96, background=clear)
     uri = image_uri(torch.from_numpy(strip.copy()).permute(2, 0, 1))
     picture = tag("div", tag("img", src=uri, alt=f"film strip: {' above '.join(rows)}"), class_="strip")
     numbers = [tag("li", f"{short(name)} ", tag("b", number(v))) for name, v in sample.metrics.items()]
@@ -191,7 +191,7 @@ def curves(run: RunFiles) -> list[Markup]:
     for term, by_t in held_out.items():
         plots.append(line_plot(f"held out: {term}", {f"t = {t}": by_t[t] for t in sorted(by_t)}))
     rates = {n: c for n, c in run.curves.items() if n.startswith("lr")}
-    plots += [line_plot("learning rate", rates, log=False)] if rates else []
+    plots += [line_plot("learning rate", rates, log=False, smooth=False)] if rates else []
     text = (
         "Held-out losses are measured at fixed timesteps with noise that never changes, so that they move only when "
         "the network does; the training loss mostly shows which timesteps were drawn."
@@ -211,7 +211,7 @@ def metrics(run: RunFiles) -> list[Markup]:
         low, high = m.get("range") or (None, None)
         spread, known = clip_spread(run, name), "higher_is_better" in m
         rows.append([
-            join([tag("b", name.replace("_", " ")), f" {ARROWS[m['higher_is_better']]}" if known else ""]),
+            tag("b", name.replace("_", " ")),
             number(m["value"]),
             f"± {number(spread)}" if spread is not None else "",
             number(m.get("truth")),
@@ -222,7 +222,7 @@ def metrics(run: RunFiles) -> list[Markup]:
         ])
     text = "Mean over clips, ± standard deviation over clips. Where real clips were measured, they say what to expect."
     columns = ("metric", "value", "spread", "real clips", "direction", "range", "n", "what it measures")
-    return [head, tag("p", text), table(columns, rows, (None, "n", "n", "n", None, "n", "n", "wide"))]
+    return [head, tag("p", text), table(columns, rows, ("fixed", "n", "n", "n", "fixed", "n", "n", "wide"))]
 
 
 def honesty(run: RunFiles) -> list[Markup]:

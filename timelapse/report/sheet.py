@@ -24,7 +24,7 @@ def contact_sheet(
     known: Sequence[Sequence[int]] | None = None,
     columns: int = 9,
     height: int = 112,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, ...] = (255, 255, 255),
 ) -> Path:
     """Write a film strip as PNG (or by `path`'s suffix); see `contact_sheet_image`."""
     path = Path(path)
@@ -40,9 +40,10 @@ def contact_sheet_image(
     known: Sequence[Sequence[int]] | None = None,
     columns: int = 9,
     height: int = 112,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, ...] = (255, 255, 255),
 ) -> np.ndarray:
-    """(rows, width, 3) uint8: a row per clip with its label above, `columns` frames from the first to the last.
+    """(height, width, 3 or 4) uint8, as many channels as `background` has: a row per clip with its label above,
+    `columns` frames from the first to the last.
 
     known: given frames per clip; they are always among the columns and are outlined.
     """
@@ -58,9 +59,10 @@ def contact_sheet_image(
         small = resize(frames[chosen], height, width).permute(0, 2, 3, 1).numpy()
         rows.append([(image, frame in given) for image, frame in zip(small, chosen)])
     width = max(sum(image.shape[1] + gap for image, _ in row) for row in rows) + gap
-    sheet = Image.new("RGB", (width, len(rows) * (height + text + gap) + gap), background)
+    size = (width, len(rows) * (height + text + gap) + gap)
+    sheet = Image.new("RGB" if len(background) == 3 else "RGBA", size, background)
     draw = ImageDraw.Draw(sheet)
-    ink = (20, 20, 20) if sum(background) > 380 else (235, 235, 235)
+    ink = (20, 20, 20) if sum(background[:3]) > 380 else (235, 235, 235)
     y = gap
     for i, row in enumerate(rows):
         if labels:

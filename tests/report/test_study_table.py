@@ -1,0 +1,104 @@
+"""Paired differences with known answers."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from timelapse.report.run_files import RunFiles, Sample
+from timelapse.report.study_table import MD, SC, Finding, Row, difference, group_runs, judge, markdown, write_csv
+
+
+def run(metrics: dict[str, float], higher: bool | None = True, clips: dict[str, list[float]] | None = None) -> RunFiles:
+    """A finished run with these numbers; `clips` metric -> a value per clip."""
+    listed = {n: {"value": v, "n": 4, "higher_is_better": higher} for n, v in metrics.items()}
+    count = max((len(v) for v in (clips or {}).values()), default=0)
+    samples = [Sample(f"k{i}", "", [], 0, None, {}, {n: v[i] for n, v in (clips or {}).items()}) for i in range(count)]
+    return RunFiles(Path("runs/x"), {}, "", "", listed, samples, {}, [], [])
+
+
+def row(name: str, sc: list[float], md: list[float] | None = None, **kwargs) -> Row:
+    md = md or [0.5 + 0.01 * (i % 2) for i in range(len(sc))]
+    return Row(name, {seed: run({SC: s, MD: m}, **kwargs) for seed, (s, m) in enumerate(zip(sc, md))})
+
+
+def test_the_interval_is_students():
+    """Differences 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.3027, so 2 +- 4.3027/sqrt(3)."""
+    d = difference(row("a", [1, 3, 5]), row("b", [0, 1, 2]), SC)
+    assert (d.mean, d.seeds) == (2, 3)
+    assert (d.low, d.high) == (pytest.approx(2 - 2.48414, abs=1e-4), pytest.approx(2 + 2.48414, abs=1e-4))
+
+
+def test_pairing_takes_the_seeds_out_of_the_spread():
+    """Seeds differ by 10, methods by 1: unpaired nothing would show."""
+    d = difference(row("a", [1.1, 11, 20.9]), row("b", [0, 10, 20]), SC)
+    assert d.low > 0.7 and d.mean == pytest.approx(1)
+
+
+def test_only_common_seeds_are_paired():
+    a, b = row("a", [1, 2, 3]), row("b", [0, 0, 0])
+    del a.runs[0], b.runs[2]
+    d = difference(a, b, SC)
+    assert (d.mean, d.seeds) == (2, 1)
+    del a.runs[1]
+    assert difference(a, b, SC) is None
+
+
+def test_lower_is_better_turns_the_sign_and_clips_are_counted_the_same_way():
+    a = Row("a", {0: run({"drift": 1.0}, False, {"drift": [1, 1, 5]})})
+    b = Row("b", {0: run({"drift": 3.0}, False, {"drift": [2, 3, 4]})})
+    d = difference(a, b, "drift")
+    assert d.mean == 2 and d.clips == (2, 3)
+
+
+CLAIM = Finding("a beats b", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "md", "word"),
+    [
+        ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], None, "shows"),
+        ([0.90, 0.91, 0.921], [0.92, 0.93, 0.94], None, "does not show"),
+        ([0.92, 0.93, 0.94], [0.90, 0.95, 0.93], None, "within spread"),
+        ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], [0.1, 0.11, 0.1], "does not show"),  # MD falls
+        ([0.92], [0.90], None, "not measured"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval(a: list, b: list, md: list | None, word: str):
+    verdict = judge(CLAIM, [row("a", a, md), row("b", b)])
+    assert verdict.word == word
+    if len(a) > 1:
+        assert "SC" in verdict.sentence and "MD" in verdict.sentence and "3 seeds" in verdict.sentence
+
+
+def test_a_claim_about_a_missing_run_is_not_judged():
+    failed = Row("b", failed={0: "out of memory"})
+    assert judge(CLAIM, [row("a", [1, 2]), failed]).word == "not measured"
+    assert judge(CLAIM, [failed]).word == "not measured"
+
+
+def test_tables_hold_mean_and_spread_over_seeds(tmp_path: Path):
+    rows = [row("a", [0.8, 0.9, 1.0]), Row("b", failed={0: "NaN"})]
+    text = markdown(rows, [SC, MD])
+    assert "| a | 3 | 0.900 ± 0.100 | 0.503 ± 0.0058 |" in text
+    assert "| b | 0 (1 failed) | – | – |" in text
+    write_csv(rows, tmp_path / "t.csv")
+    line = next(csv.DictReader((tmp_path / "t.csv").open()))
+    assert (line["method"], line["metric"], line["seeds"], line["clips"]) == ("a", SC, "3", "4")
+    assert float(line["mean"]) == pytest.approx(0.9) and float(line["std"]) == pytest.approx(0.1)
+    assert line["values"] == "0:0.8 1:0.9 2:1.0"
+
+
+def test_runs_that_differ_by_their_seed_share_a_row(tmp_path: Path):
+    folders = []
+    made = (("x", "seed-0", 0), ("x", "seed-1", 1), ("x", "loss-drepa_l1_seed-0", 0), ("y", "base", 0))
+    for name, folder, seed in made:
+        path = tmp_path / name / folder
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(f"name: {name}\nseed: {seed}\n")
+        folders.append(path)
+    assert {r.name: sorted(r.runs) for r in group_runs(folders)} == {"x": [0, 1], "x loss-drepa_l1": [0], "y": [0]}
+    with pytest.raises(ValueError, match="both x, seed 0"):
+        group_runs([folders[0], folders[0]])

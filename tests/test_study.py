@@ -1,0 +1,139 @@
+"""A study from its file to its page, on a small real Hydra app."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from timelapse.dataset.write import write_video
+from timelapse.study import expand, study_page
+
+ROOT = Path(__file__).parents[1]
+APP = '''
+import json
+from pathlib import Path
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from timelapse.finished import mark_finished
+from timelapse.launcher import register
+register()
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg):
+    if "study" in cfg:
+        from timelapse.study import run_study
+        return run_study(cfg)
+    out = Path(HydraConfig.get().runtime.output_dir)
+    with open(out / "ran", "a") as f:
+        f.write("x")
+    if cfg.x == 2 and cfg.seed == 2:
+        raise ValueError("x is 2 at seed 2")
+    values = {"subject_consistency": cfg.x + 0.01 * cfg.seed, "morphing_degree": 0.5 + 0.1 * cfg.seed}
+    metrics = {n: {"value": v, "n": 2, "higher_is_better": True} for n, v in values.items()}
+    (out / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    mark_finished(out, cfg.stages)
+main()
+'''
+CONFIG = """
+defaults: [_self_, {override hydra/launcher: process}]
+name: app
+x: 1
+y: 0
+seed: 0
+stages: [fit]
+hydra:
+  run: {dir: "runs/${name}/${x}-${y}-${seed}"}
+  sweep: {dir: runs, subdir: "${name}/${x}-${y}-${seed}"}
+  launcher: {module: app, max_parallel: 2}
+"""
+STUDY = """
+# @package _global_
+name: small
+about: A small study.
+study:
+  seeds: [0, 1, 2]
+  common: [y=1]
+  rows: {one: [x=1], two: [x=2]}
+  findings:
+    - {claim: two is larger, better: two, than: one}
+    - {claim: one is larger, better: one, than: two}
+"""
+
+
+def test_a_study_runs_its_rows_and_ends_in_a_table_and_a_page(tmp_path: Path):
+    (tmp_path / "app.py").write_text(APP)
+    for group in ("hydra/launcher", "study"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    launcher = "hydra/launcher/process.yaml"
+    (tmp_path / "conf" / launcher).write_text((ROOT / "conf" / launcher).read_text())
+    (tmp_path / "conf/config.yaml").write_text(CONFIG)
+    (tmp_path / "conf/study/small.yaml").write_text(STUDY)
+    command = [sys.executable, "-m", "app", "+study=small"]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for times in (1, 2):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout + done.stderr  # one of six jobs failed, and it says so
+        for job in ("1-1-0", "1-1-1", "1-1-2", "2-1-0", "2-1-1"):
+            assert (tmp_path / f"runs/app/{job}/ran").read_text() == "x"  # finished: not run again
+        assert len((tmp_path / "runs/app/2-1-2/ran").read_text()) == times  # failed: tried again
+    out = tmp_path / "runs/small/1-0-0"
+    table = (out / "table.md").read_text()
+    assert "| one | 3 | 1.010 ± 0.0100 | 0.600 ± 0.100 |" in table
+    assert "| two | 2 (1 failed) | 2.005 ± 0.0071 | 0.550 ± 0.0707 |" in table
+    assert "**two is larger**: shows" in table and "**one is larger**: does not show" in table
+    page = (out / "report.html").read_text()
+    assert "x is 2 at seed 2" in page and "A small study." in page and "python -m timelapse.run +study=small" in page
+
+
+def test_later_overrides_win_and_seeds_go_round_first():
+    study = {"seeds": [3, 4], "common": ["train.steps=10", "y=1"], "rows": {"a": ["+experiment=p", "y=2"], "b": []}}
+    jobs = expand(study, ["+study=s", "study.seeds=[3,4]", "scale=paper", "train.steps=5"])
+    assert [job[:2] for job in jobs] == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
+    assert jobs[0][2] == ["train.steps=5", "y=2", "+experiment=p", "scale=paper", "seed=3"]
+    with pytest.raises(ValueError, match="study.seeds"):
+        expand(study, ["seed=1"])
+    with pytest.raises(ValueError, match="rows"):
+        expand({"seeds": [0]}, [])
+
+
+def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():
+    from hydra import compose, initialize_config_dir
+
+    from timelapse.report.study_table import Finding
+
+    files = sorted((ROOT / "conf/study").glob("*.yaml"))
+    jobs = 0
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for path in files:
+            study = yaml.safe_load(path.read_text())["study"]
+            for finding in map(lambda f: Finding(**f), study["findings"]):
+                assert {finding.better, finding.than} <= set(study["rows"]), finding.claim
+            names = set()
+            for _, _, overrides in expand({**study, "seeds": [0]}, []):
+                cfg = compose("config", overrides)
+                names.add((cfg.name, tuple(cfg.loss), str(cfg.get("encoder", {}).get("_target_"))))
+                jobs += 1
+            assert len(names) == len(study["rows"])  # no two rows are the same method
+    assert len(files) >= 1 and jobs >= 10
+
+
+def test_a_page_of_any_runs_shows_the_clips_they_share(tmp_path: Path):
+    ramp = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+    for method, keys in (("a", ("k1", "k2")), ("b", ("k2", "k3"))):
+        samples = tmp_path / method / "seed-0/samples"
+        samples.mkdir(parents=True)
+        (samples.parent / "config.yaml").write_text(f"name: {method}\nseed: 0\n")
+        for key in keys:
+            write_video(samples / f"{key}.mp4", ramp)
+            write_video(samples / f"{key}.truth.mp4", ramp)
+            (samples / f"{key}.json").write_text(json.dumps({"caption": "<b>x</b>", "known": [2], "frames": 5}))
+    page = study_page([tmp_path / "a/seed-0", tmp_path / "b/seed-0"], tmp_path / "out").read_text()
+    assert page.count("<video") == 3 and page.count("<section") == 1  # truth, a, b of k2
+    assert "<b>x</b>" not in page and "&lt;b&gt;x" in page

@@ -1,0 +1,216 @@
+"""report.html of a study: what its findings are, the table, and the methods side by side on the same noise."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from timelapse.dataset.write import read_video
+from timelapse.report.embed import embed_videos, image_uri
+from timelapse.report.page import (
+    DIRECTIONS,
+    Markup,
+    fold,
+    given_text,
+    image_tile,
+    join,
+    missing,
+    number,
+    page,
+    player,
+    table,
+    tag,
+    timeline,
+    video_tile,
+)
+from timelapse.report.plots import scatter_plot
+from timelapse.report.run_files import Sample
+from timelapse.report.study_table import (
+    MD,
+    SC,
+    Finding,
+    Row,
+    cell,
+    difference,
+    direction,
+    judge,
+    markdown,
+    metric_names,
+    write_csv,
+)
+
+MOST_CLIPS = 6
+BADGES = {"shows": "badge shows", "does not show": "badge not"}
+
+
+def write_study(
+    rows: Sequence[Row],
+    out: Path | str,
+    title: str,
+    about: str = "",
+    findings: Sequence[Finding] = (),
+    command: str = "",
+    metrics: Sequence[str] | None = None,
+) -> Path:
+    """Write table.md, table.csv and report.html to `out`; returns the page.
+
+    metrics: columns of table.md and of the page, all by default; SC is shown only with MD beside it.
+    """
+    if not any(row.runs for row in rows):
+        reasons = "; ".join(dict.fromkeys(reason for row in rows for reason in row.failed.values()))
+        raise ValueError(f"none of the {len(rows)} methods has a finished run: {reasons or 'no runs given'}")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    found = metric_names(rows)
+    shown = [m for m in (metrics or found) if m in found]
+    if (SC in shown) != (MD in shown):
+        shown = [m for m in shown if m not in (SC, MD)] if not {SC, MD} <= set(found) else [SC, MD, *shown]
+        shown = list(dict.fromkeys(shown))
+    head = f"<!-- {command} -->\n\n" if command else ""
+    verdicts = [(finding, judge(finding, rows)) for finding in findings]
+    lines = [f"- **{f.claim}**: {v.word}. {v.sentence}" for f, v in verdicts]
+    (out / "table.md").write_text(head + markdown(rows, shown) + ("\n" + "\n".join(lines) + "\n" if lines else ""))
+    write_csv(rows, out / "table.csv")
+    seeds = sorted({seed for row in rows for seed in row.runs})
+    chips = {"methods": len(rows), "seeds": ", ".join(map(str, seeds)), "runs": sum(len(row.runs) for row in rows)}
+    body = [
+        tag("div", "timelapse · study", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", about, class_="lede") if about else None,
+        tag("ul", *[tag("li", f"{k} ", tag("b", v)) for k, v in chips.items()], class_="chips"),
+        *claims(verdicts),
+        *numbers(rows, shown),
+        *paired(verdicts, rows, found),
+        *side_by_side(rows),
+        *failures(rows),
+        tag("h2", "Make it again"),
+        tag("pre", tag("code", command), class_="command") if command else None,
+        fold("The runs", tag("ul", *[tag("li", tag("code", str(run.folder)), f" — {row.name}, seed {seed}")
+                                     for row in rows for seed, run in sorted(row.runs.items())], class_="plain")),
+        tag("footer", "One file: videos, plots and numbers are inside. table.md and table.csv lie beside it."),
+    ]
+    path = out / "report.html"
+    part = path.with_suffix(".part")
+    part.write_text(page(f"{title} · timelapse", *body), encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def claims(verdicts: Sequence[tuple]) -> list[Markup]:
+    """Each claim with what the numbers say, whichever way that is."""
+    if not verdicts:
+        return []
+    text = (
+        "Differences are paired over seeds: two methods with the same seed share data order, noise and samples' start. "
+        "A claim counts as shown when the 95 % t interval of its difference lies above zero."
+    )
+    cards = [
+        tag("div", tag("span", v.word, class_=BADGES.get(v.word, "badge")), tag("p", tag("b", f.claim)),
+            tag("p", v.sentence, class_="soft"), class_="finding")
+        for f, v in verdicts
+    ]
+    return [tag("h2", "What of the paper shows at this scale"), tag("p", text), *cards]
+
+
+def numbers(rows: Sequence[Row], metrics: Sequence[str]) -> list[Markup]:
+    parts: list[Markup] = [tag("h2", "Numbers")]
+    points = {}
+    for row in rows:
+        sc, md = row.values(SC), row.values(MD)
+        if set(sc) & set(md):
+            points[row.name] = [(md[s], sc[s]) for s in sorted(set(sc) & set(md))]
+    if points:
+        points |= real_clips(rows)
+        svg = scatter_plot("morphing degree (MD)", "subject consistency (SC)", points)
+        text = "Up: the subject stays itself. Right: it changes more. Small dots are seeds, large marks their mean."
+        parts += [tag("p", text), tag("div", Markup(svg), class_="plot")]
+    body = [[tag("b", row.name), len(row.runs), *[cell(list(row.values(m).values())) for m in metrics]] for row in rows]
+    head = ["method", "seeds", *[join([m.replace("_", " "), f" {DIRECTIONS[direction(rows, m)][:1]}"
+                                       if direction(rows, m) is not None else ""]) for m in metrics]]
+    return [*parts, table(head, body, [None, "n", *["n"] * len(metrics)]),
+            tag("p", "Mean ± standard deviation over seeds.", class_="soft")]
+
+
+def real_clips(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    """SC and MD of the true clips, where the runs measured them."""
+    for row in rows:
+        for run in row.runs.values():
+            sc, md = (run.metrics.get(name, {}).get("truth") for name in (SC, MD))
+            if sc is not None and md is not None:
+                return {"real clips": [(md, sc)]}
+    return {}
+
+
+def paired(verdicts: Sequence[tuple], rows: Sequence[Row], metrics: Sequence[str]) -> list[Markup]:
+    """Every metric's difference for every claim, so that nobody picks the one that fits."""
+    named = {row.name: row for row in rows}
+    pairs = [(f.better, f.than) for f, _ in verdicts if f.better in named and f.than in named]
+    body = []
+    for metric in metrics:
+        found = [difference(named[a], named[b], metric) for a, b in dict.fromkeys(pairs)]
+        texts = ["–" if d is None else f"{number(d.mean)} [{number(d.low)}, {number(d.high)}]" for d in found]
+        body.append([tag("b", metric.replace("_", " ")), *texts])
+    if not pairs or not body:
+        return []
+    head = ["metric", *[f"{a} − {b}" for a, b in dict.fromkeys(pairs)]]
+    inside = table(head, body, [None, *["n"] * len(head)])
+    text = tag("p", "Positive is better; for metrics without a direction, higher. Mean [95 % interval].", class_="soft",
+               style="padding: 0 16px")
+    return [fold("All paired differences", text, inside)]
+
+
+def side_by_side(rows: Sequence[Row]) -> list[Markup]:
+    """Clips that every method sampled with the same seed."""
+    head = tag("h2", "Side by side, on the same noise")
+    seeds = sorted({seed for row in rows for seed in row.runs}, key=lambda s: (-sum(s in r.runs for r in rows), s))
+    seed = seeds[0]
+    shown = [row for row in rows if seed in row.runs and row.runs[seed].samples]
+    if not shown:
+        return [head, missing("No samples yet: run the stage sample.")]
+    samples = {row.name: {s.key: s for s in row.runs[seed].samples if "sample" in s.videos} for row in shown}
+    keys = [k for k in samples[shown[0].name] if all(k in found for found in samples.values())][:MOST_CLIPS]
+    if not keys:
+        return [head, missing(f"The runs of seed {seed} have no clip in common.")]
+    first = samples[shown[0].name]
+    paths = [first[k].videos["truth"] for k in keys if "truth" in first[k].videos]
+    paths += [samples[row.name][k].videos["sample"] for k in keys for row in shown]
+    uris = embed_videos(paths)
+    cards = [compared(first[key], {row.name: samples[row.name][key] for row in shown}, uris) for key in keys]
+    text = f"Seed {seed}. For a clip, all methods start from the same noise and see the same frame, outlined in pink."
+    return [head, tag("p", text), player(max(first[k].frames for k in keys) or 2), *cards]
+
+
+def compared(clip: Sample, by_method: dict[str, Sample], uris: dict[Path, str]) -> Markup:
+    tiles = []
+    source = clip.videos.get("given") or clip.videos.get("truth")
+    if source is not None:
+        real = read_video(source)
+        tiles = [image_tile("given", image_uri(real[f]), f"frame {f}", "given") for f in clip.known if f < len(real)]
+    if "truth" in clip.videos:
+        tiles.append(video_tile("real clip", uris[clip.videos["truth"]]))
+    for name, sample in by_method.items():
+        both = SC in sample.metrics and MD in sample.metrics
+        note = f"SC {number(sample.metrics[SC])} · MD {number(sample.metrics[MD])}" if both else ""
+        tiles.append(video_tile(name, uris[sample.videos["sample"]], note))
+    return tag(
+        "section",
+        tag("h3", clip.caption or clip.key),
+        tag("p", f"{given_text(clip.known, clip.frames)} · {clip.key}", class_="soft"),
+        tag("div", *tiles, class_="tiles many" if len(tiles) > 4 else "tiles"),
+        timeline(clip.frames, clip.known),
+        class_="clip",
+        data_known=",".join(map(str, clip.known)),
+    )
+
+
+def failures(rows: Sequence[Row]) -> list[Markup]:
+    listed = [[row.name, seed, reason] for row in rows for seed, reason in sorted(row.failed.items())]
+    if not listed:
+        return []
+    head = [tag("h2", "Failed runs"), tag("p", "Left out of every number above.")]
+    return [*head, table(("method", "seed", "reason"), listed)]
+
+
+def page_command(folders: Sequence[Path], out: Path) -> str:
+    return shlex.join(["python", "-m", "timelapse.study", "--out", str(out), *map(str, folders)])

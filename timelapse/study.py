@@ -1,0 +1,136 @@
+"""`+study=NAME`: a paper's grid as explicit rows x seeds, launched as a multirun, ending in a table and a page.
+
+`python -m timelapse.study --out DIR RUN_DIR...` makes the same table and page from any finished runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger("timelapse")
+OF_THE_STUDY = ("study", "name", "about")  # overrides that do not go to its jobs
+
+
+def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+    """(row, seed, overrides) of every job, all rows of a seed before the next.
+
+    A later override of the same key takes the place of an earlier one: common, then the row's, then what was
+    typed beside `+study=`. ValueError when a seed is typed, or a row has a name that could not be a file name.
+    """
+    typed = [o for o in typed if key_of(o).split(".")[0] not in OF_THE_STUDY]
+    if any(key_of(o) == "seed" for o in typed):
+        raise ValueError("a study sets the seed of each of its jobs; type 'study.seeds=[0,1,2]' instead of seed=")
+    if not study.get("rows") or not study.get("seeds"):
+        raise ValueError("a study needs rows (name: [overrides]) and seeds; see conf/study/drepa_ablation.yaml")
+    jobs = []
+    for seed in study["seeds"]:
+        for row, own in study["rows"].items():
+            chosen = {key_of(o): o for o in [*(study.get("common") or []), *own, *typed]}
+            jobs.append((row, int(seed), [*chosen.values(), f"seed={seed}"]))
+    return jobs
+
+
+def key_of(override: str) -> str:
+    """'+experiment=x' -> 'experiment'."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def launch(jobs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
+    """Run the jobs through the configured launcher (hydra/launcher=...), as Hydra's own multirun does."""
+    loader = GlobalHydra.instance().config_loader()
+    own = HydraConfig.get()
+    said = [o for o in own.overrides.hydra if not o.startswith("hydra.mode")]
+    config = loader.load_configuration(own.job.config_name, [*said, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
+    context = HydraContext(config_loader=loader, callbacks=_callbacks(config))
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=job, config=config
+    )
+    return launcher.launch(jobs, initial_job_idx=0)
+
+
+def job(cfg: DictConfig) -> float | None:
+    """What launchers that work inside a process call (joblib, submitit); `process` starts a command instead."""
+    from timelapse.stages import run_stages
+
+    return run_stages(cfg)
+
+
+def _callbacks(config: DictConfig) -> Any:
+    from hydra._internal.callbacks import Callbacks  # no public name; HydraContext requires one
+
+    return Callbacks(config)
+
+
+def run_study(cfg: DictConfig) -> None:
+    """Launch what is not finished, then write table.md, table.csv and report.html to the study's directory.
+
+    Exits with 1 when a job failed; the others are in the table, and the same command tries the failed ones again.
+    """
+    hydra = HydraConfig.get()
+    study = OmegaConf.to_container(cfg.study, resolve=True)
+    jobs = expand(study, hydra.overrides.task)
+    results = launch([overrides for _, _, overrides in jobs])
+
+    from timelapse.report.run_files import read_run
+    from timelapse.report.study_page import write_study
+    from timelapse.report.study_table import Finding, Row
+
+    rows = {name: Row(name) for name in study["rows"]}
+    for (name, seed, _), result in zip(jobs, results):
+        try:
+            _ = result.return_value  # a failed job raises what went wrong
+            rows[name].runs[seed] = read_run(result.hydra_cfg.hydra.runtime.output_dir)
+        except Exception as error:
+            rows[name].failed[seed] = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    path = write_study(
+        list(rows.values()),
+        hydra.runtime.output_dir,
+        title=cfg.name,
+        about=cfg.get("about", ""),
+        findings=[Finding(**finding) for finding in study.get("findings") or []],
+        command=shlex.join(["python", "-m", "timelapse.run", *hydra.overrides.task]),
+        metrics=study.get("metrics"),
+    )
+    log.info(f"{(path.parent / 'table.md').read_text()}\nstudy: {path}")
+    failed = sum(len(row.failed) for row in rows.values())
+    if failed:
+        log.error(f"{failed} of {len(jobs)} jobs failed; the same command runs only those again")
+        sys.exit(1)
+
+
+def study_page(run_dirs: Sequence[Path | str], out: Path | str, title: str = "Comparison") -> Path:
+    """Table and page of any finished runs; runs that differ by their seed alone share a row."""
+    from timelapse.report.study_page import page_command, write_study
+    from timelapse.report.study_table import group_runs
+
+    folders = [Path(folder) for folder in run_dirs]
+    return write_study(group_runs(folders), out, title, command=page_command(folders, Path(out)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m timelapse.study", description="Compare finished runs.")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="e.g. runs/drepa_vjepa/*")
+    parser.add_argument("--out", type=Path, required=True, help="where table.md, table.csv and report.html go")
+    parser.add_argument("--title", default="Comparison")
+    args = parser.parse_args()
+    try:
+        print(study_page(args.run_dirs, args.out, args.title))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
