@@ -69,7 +69,7 @@ def test_every_file_of_the_group_builds_and_runs():
     files = sorted(p for p in (CONF / "metric").glob("*.yaml") if p.stem != "standard")
     standard = OmegaConf.load(CONF / "metric/standard.yaml").defaults
     assert {p.stem for p in files} == set(standard) and len(files) == len(standard)
-    features = {"_target_": "timelapse.metric.frame_features.efficientnet_lite0", "size": 32}
+    features = {"_target_": "timelapse.metric.frame_features.efficientnet_lite0_appearance", "size": 32}
     metrics = {}
     for path in files:
         cfg = OmegaConf.merge({"frame_features": features}, OmegaConf.load(path))
@@ -82,5 +82,5 @@ def test_every_file_of_the_group_builds_and_runs():
         low, high = metric.range
         assert low <= numbers[name] <= high, name
     assert describe("morphing_degree", metrics["morphing_degree"]) == (
-        "morphing_degree (EfficientNet-Lite0 (ImageNet, 32 px), 0..1, no direction)"
+        "morphing_degree (EfficientNet-Lite0 (ImageNet, 32 px, stride 8 and 16), 0..1, no direction)"
     )

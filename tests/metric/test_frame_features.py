@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from timelapse.metric.frame_features import DinoViTB16, EfficientNetLite0, imagenet_input, video_features
+from timelapse.metric.frame_features import (
+    DinoViTB16,
+    EfficientNetLite0,
+    EfficientNetLite0Appearance,
+    imagenet_input,
+    video_features,
+)
 
 
 def test_parity_with_the_package_at_its_own_size():
@@ -71,3 +77,27 @@ def test_dino_reads_class_token_and_patches(tmp_path):
 def test_size_is_checked():
     with pytest.raises(ValueError, match="multiple of 32"):
         EfficientNetLite0(100)
+
+
+def test_the_pyramid_leads_to_the_last_map():
+    """Stride 16's last map goes through the remaining blocks and the head to the same place."""
+    net = EfficientNetLite0(64)
+    frames = torch.rand(2, 3, 64, 64, generator=torch.manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        coarse, fine = net.pyramid(frames, (16, 8))
+        assert coarse.shape[1:] == (112, 4, 4) and fine.shape[1:] == (40, 8, 8)
+        x = coarse
+        for block in net.net._blocks[-5:]:
+            x = block(x)
+        torch.testing.assert_close(net.net._swish(net.net._bn1(net.net._conv_head(x))), net.maps(frames))
+
+
+def test_cosine_of_appearance_is_the_mean_of_the_maps_cosines():
+    net = EfficientNetLite0Appearance(64)
+    frames = torch.rand(2, 3, 64, 64, generator=torch.manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        maps = net.net.pyramid(frames, (8, 16))
+        a, b = net(frames)
+    expected = sum(torch.cosine_similarity(m[0].flatten(), m[1].flatten(), dim=0) for m in maps) / 2
+    torch.testing.assert_close(torch.cosine_similarity(a, b, dim=0), expected)
+    assert a.norm().item() == pytest.approx(1, abs=1e-5)
