@@ -106,6 +106,10 @@ def test_finished_means_every_stage_asked_for(tmp_path: Path):
     mark_finished(tmp_path, ["sample", "report"])
     assert finished(tmp_path, ["report", "fit"])
     assert not finished(tmp_path, ["fit", "evaluate"])
+    assert not finished(tmp_path, ["sample"], ["sample.count=16"])  # other samples are wanted than those there
+    mark_finished(tmp_path, ["sample"], ["seed=1", "sample.count=16"])
+    assert finished(tmp_path, ["sample"], ["sample.count=16", "trainer=ddp"])
+    assert not finished(tmp_path, ["sample"]) and not finished(tmp_path, ["report"], ["sample.count=16"])
     (tmp_path / "finished.json").write_text("{")  # cut short by a full disk: run again rather than trust it
     assert not finished(tmp_path, ["fit"])
 

@@ -7,22 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MARKER = "finished.json"
+ASKED = ("sample.", "input.", "ckpt=")  # overrides that make other samples in the same run directory
 
 
-def finished(run_dir: Path, stages: Sequence[str]) -> bool:
-    """Whether every one of these stages has ended well in this run directory."""
-    try:
-        return set(stages) <= set(json.loads((Path(run_dir) / MARKER).read_text())["stages"])
-    except (OSError, ValueError, KeyError):
-        return False
+def finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> bool:
+    """Whether every one of these stages has ended well here, with the same samples asked for."""
+    marker = _read(Path(run_dir) / MARKER)
+    return set(stages) <= set(marker["stages"]) and asked(overrides) == marker["asked"]
 
 
-def mark_finished(run_dir: Path, stages: Sequence[str]) -> None:
+def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """Add stages to the run's marker; call it after the last of them has ended well."""
     path = Path(run_dir) / MARKER
-    try:
-        before = json.loads(path.read_text())["stages"]
-    except (OSError, ValueError, KeyError):
-        before = []
-    path.with_suffix(".part").write_text(json.dumps({"stages": list(dict.fromkeys([*before, *stages]))}))
+    before = _read(path)
+    kept = before["stages"] if before["asked"] == asked(overrides) else []
+    marker = {"stages": list(dict.fromkeys([*kept, *stages])), "asked": asked(overrides)}
+    path.with_suffix(".part").write_text(json.dumps(marker))
     path.with_suffix(".part").replace(path)
+
+
+def asked(overrides: Sequence[str]) -> list[str]:
+    """Those overrides that say which samples are wanted."""
+    return sorted(o.lstrip("+") for o in overrides if o.lstrip("+").startswith(ASKED))
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    try:
+        marker = json.loads(path.read_text())
+        return {"stages": list(marker["stages"]), "asked": list(marker["asked"])}
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or cut short: run again rather than trust it
+        return {"stages": [], "asked": []}

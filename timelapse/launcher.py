@@ -136,9 +136,7 @@ class ProcessLauncher(Launcher):
 
     def _start(self, job: Job) -> None:
         stages = OmegaConf.select(job.result.cfg, "stages", default=[])
-        # These make other samples in the same directory.
-        other = any(o.lstrip("+").startswith(("input.", "ckpt=")) for o in job.overrides)
-        if self.skip_finished and not other and finished(job.run_dir, stages):
+        if self.skip_finished and finished(job.run_dir, stages, job.overrides):
             job.state = "skipped"
             self._succeed(job)
             return

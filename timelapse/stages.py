@@ -42,7 +42,7 @@ def run_stages(cfg: DictConfig) -> float | None:
         result = STAGES[stage](run)
         log.info(f"{stage}: {time.perf_counter() - started:.0f} s")
     if rank() == 0:
-        mark_finished(run.folder, cfg.stages)
+        mark_finished(run.folder, cfg.stages, HydraConfig.get().overrides.task)
     return result
 
 
@@ -157,6 +157,10 @@ class Run:
         save_json(path, {"skipped": known, "notes": notes})
 
     @cached_property
+    def loggers(self) -> list[Any]:
+        return build(self.cfg.logger, save_dir=str(self.folder))
+
+    @cached_property
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: cfg.ckpt, else the run's newest."""
         if self.cfg.ckpt is not None:
@@ -211,7 +215,7 @@ def fit(run: Run) -> None:
     trainer = build(
         cfg.trainer,
         callbacks=callbacks,
-        logger=build(cfg.logger, save_dir=str(run.folder)),
+        logger=run.loggers,
         default_root_dir=str(run.folder),
         use_distributed_sampler=False,  # the stream deals clips to processes itself
         check_val_every_n_epoch=None,
@@ -243,9 +247,13 @@ def evaluate(run: Run) -> float | None:
 
 
 def report(run: Run) -> None:
+    """report.html; with a dashboard as logger, samples and final numbers there too."""
     from timelapse.report import write_report
 
     log.info(f"report: {write_report(run.folder)}")
+    for logger in run.loggers:
+        if hasattr(logger, "publish"):
+            logger.publish(run.folder)
 
 
 def plan(run: Run) -> None:

@@ -190,6 +190,8 @@ def curves(run: RunFiles) -> list[Markup]:
             held_out.setdefault(match[1], {})[int(match[2])] = curve
     for term, by_t in held_out.items():
         plots.append(line_plot(f"held out: {term}", {f"t = {t}": by_t[t] for t in sorted(by_t)}))
+    both = {short(m): run.curves[f"sample/{m}"] for m in (SC, MD) if f"sample/{m}" in run.curves}
+    plots += [line_plot("samples while training", both, log=False)] if len(both) == 2 else []
     rates = {n: c for n, c in run.curves.items() if n.startswith("lr")}
     plots += [line_plot("learning rate", rates, log=False, smooth=False)] if rates else []
     text = (
@@ -204,7 +206,7 @@ def metrics(run: RunFiles) -> list[Markup]:
     head = tag("h2", "Metrics")
     if not run.metrics:
         return [head, missing("No metrics yet: run the stage evaluate, e.g. stages=[evaluate,report].")]
-    rows = []
+    rows, measured = [], any(m.get("truth") is not None for m in run.metrics.values())
     for name, m in run.metrics.items():
         first, _, rest = str(m.get("what") or "").partition("\n\n")
         what = join([" ".join(first.split()), fold("more", tag("p", " ".join(rest.split()))) if rest else None])
@@ -214,15 +216,17 @@ def metrics(run: RunFiles) -> list[Markup]:
             tag("b", name.replace("_", " ")),
             number(m["value"]),
             f"± {number(spread)}" if spread is not None else "",
-            number(m.get("truth")),
+            *([number(m.get("truth"))] if measured else []),
             DIRECTIONS[m["higher_is_better"]] if known else "",
             "" if low is None else f"{low:g} … {high:g}",
             m.get("n") or "",
             what,
         ])
-    text = "Mean over clips, ± standard deviation over clips. Where real clips were measured, they say what to expect."
-    columns = ("metric", "value", "spread", "real clips", "direction", "range", "n", "what it measures")
-    return [head, tag("p", text), table(columns, rows, ("fixed", "n", "n", "n", "fixed", "n", "n", "wide"))]
+    text = "Mean over clips, ± standard deviation over clips."
+    text += " What the real clips have says what to expect." if measured else ""
+    real, right = (("real clips",), ("n",)) if measured else ((), ())
+    columns = ("metric", "value", "spread", *real, "direction", "range", "n", "what it measures")
+    return [head, tag("p", text), table(columns, rows, ("fixed", "n", "n", *right, "fixed", "n", "n", "wide"))]
 
 
 def honesty(run: RunFiles) -> list[Markup]:
