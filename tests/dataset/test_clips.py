@@ -258,3 +258,20 @@ def test_the_config_and_the_constructor_agree():
     config = OmegaConf.load(Path(__file__).parents[2] / "conf" / "dataset" / "clips.yaml")
     assert set(config) - {"_target_"} == set(inspect.signature(Clips.__init__).parameters) - {"self"}
     assert config._target_ == f"{Clips.__module__}.{Clips.__name__}"
+
+
+def test_a_look_at_the_footage_before_training(tmp_path, make_video, monkeypatch, capsys):
+    from PIL import Image
+
+    from timelapse.dataset.__main__ import main
+
+    make_video(tmp_path / "a.mp4", frames=40)
+    (tmp_path / "b.mp4").touch()
+    arguments = f"{tmp_path} --frames 5 --size 16 24 --sheet {tmp_path}/s.png".split()
+    monkeypatch.setattr("sys.argv", ["x", *arguments])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "skipped b.mp4: empty file" in said and "held_out_by  time" in said
+    assert Image.open(tmp_path / "s.png").width == 9 * 24
+    monkeypatch.setattr("sys.argv", ["x", str(tmp_path / "none")])
+    assert main() == 1 and "does not exist" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def choose(
     clips = lambda name: [clip for s in sources if splits[s.group] == name for clip in make(s)]
     how = "manifest" if any(s.split for s in sources) else "source"
     if split == "all":
-        return [clip for s in sources for clip in make(s)], how
+        return [clip for s in sources for clip in make(s)], "nothing"
     if lone := [s for s in sources if splits[s.group] == "undecided"]:
         if halves := blocks_of_time(lone, share, make, enough):
             return clips(split) + halves.get(split, []), "time"
