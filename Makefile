@@ -14,7 +14,7 @@ setup: $(STAMP)  ## .venv with everything in it
 $(STAMP): pyproject.toml .constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[sweep,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[sweep,tensorboard,test]'
 	touch $(STAMP)
 
 demo: $(STAMP)   ## the main job at tiny scale; prints where the report is

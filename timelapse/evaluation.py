@@ -27,21 +27,23 @@ def evaluate_run(run: Any) -> float | None:
     """
     from timelapse.stages import save_json
 
-    folder = run.folder / "samples"
+    folder = run.out / "samples"
     chosen = {path.stem: path for path in sorted(folder.glob("*.json"))}
     if not chosen:
         raise ValueError(f"{folder} has no samples to measure; add the stage: stages=[sample,evaluate,report]")
     metrics = build_all(run.cfg.metric)
     bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
     numbers, per_clip = evaluate(metrics, bar)
+    real, _ = evaluate(metrics, truths(folder, list(chosen)))  # what SC and MD of the real clips are
     n = {name: numbers.get(f"{name}_n") for name in metrics}
-    save_json(run.folder / "metrics.json", {**numbers, "seed": run.cfg.seed})
+    save_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
     save_json(
-        run.folder / "evaluation.json",
+        run.out / "evaluation.json",
         {
             "metrics": {
                 name: {
                     "value": numbers[name],
+                    "truth": real.get(name),
                     "n": n[name],
                     "higher_is_better": metric.higher_is_better,
                     "range": list(metric.range),
@@ -57,6 +59,14 @@ def evaluate_run(run: Any) -> float | None:
     )
     log.info(", ".join(f"{name} {numbers[name]:.4g} (n={n[name]})" for name in metrics if name in numbers))
     return next((numbers[name] for name in metrics if name in numbers), None)
+
+
+def truths(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
+    """The real clips of those samples that have one."""
+    for key in keys:
+        path = folder / f"{key}.truth.mkv"
+        if path.exists():
+            yield {"video": to_unit(read_video(path))[None]}
 
 
 def clips(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:

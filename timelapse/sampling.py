@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from timelapse.build import build
+from timelapse.cache import keys as clip_keys
 from timelapse.dataset.module import collate
 from timelapse.dataset.write import write_video
 
@@ -32,7 +33,8 @@ def sample_clips(run: Any) -> None:
         known = torch.stack([mask for _, mask in part])
         videos = on_device(run, batch, known, sampler)
         for b, key in enumerate(batch["key"]):
-            save_sample(run.folder / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
+            save_sample(run.out / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
+    keep_only(run.out / "samples", clip_keys(clips)[:count])
 
 
 def sample_input(run: Any) -> None:
@@ -61,7 +63,15 @@ def sample_input(run: Any) -> None:
         batch = {"key": part, "caption": [caption] * len(part), "video": video.expand(len(part), *video.shape)}
         videos = on_device(run, batch, known.expand(len(part), T), sampler)
         for b, key in enumerate(part):
-            save_sample(run.folder / "samples", key, videos[b], batch, b, known, run, given_frames=video)
+            save_sample(run.out / "samples", key, videos[b], batch, b, known, run, given_frames=video)
+    keep_only(run.out / "samples", keys)
+
+
+def keep_only(folder: Path, keys: list[str]) -> None:
+    """Remove samples of an earlier, other choice: a page and its numbers are about one set of clips."""
+    for path in folder.iterdir():
+        if not path.name.startswith(tuple(f"{key}." for key in keys)):
+            path.unlink()
 
 
 def given(frames: int | list[int], length: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -84,6 +85,18 @@ class Run:
         if not path.exists() or "fit" in self.cfg.stages:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(OmegaConf.to_yaml(OmegaConf.create(made)))
+
+    @cached_property
+    def out(self) -> Path:
+        """Where samples, numbers and page go: the run itself, or a folder in it for the user's own pictures."""
+        image = self.cfg.input.image
+        if image is None:
+            return self.folder
+        first = image if isinstance(image, str) else image[0]
+        out = self.folder / "input" / re.sub(r"[^A-Za-z0-9._-]", "_", Path(first).stem)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / "config.yaml", out)
+        return out
 
     @cached_property
     def device(self) -> torch.device:
@@ -250,7 +263,9 @@ def report(run: Run) -> None:
     """report.html; with a dashboard as logger, samples and final numbers there too."""
     from timelapse.report import write_report
 
-    log.info(f"report: {write_report(run.folder)}")
+    if rank() != 0:
+        return
+    log.info(f"report: {write_report(run.out)}")
     for logger in run.loggers:
         if hasattr(logger, "publish"):
             logger.publish(run.folder)
