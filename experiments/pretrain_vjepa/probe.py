@@ -8,6 +8,7 @@ Each row is an encoder's features on the token grid (4,8,8), averaged over the p
   place    R2 of (cos, sin) of the background's drawn hue, from the mean over time
   stage    R2 of the progress of the process, from one latent frame, one regression for all processes
   change   the same from the latent frame's features minus the clip's mean: what moves, without what stays
+  subject  R2 of the share of its patch that the subject covers, from one token, one regression for all processes
   rank     effective rank of the tokens (1 to the width)
 """
 
@@ -39,14 +40,12 @@ SUBJECT = {
 
 
 class Pixels(nn.Module):
-    """The mean colour of each token's patch, the whole 8x8 picture for each latent frame: what needs no network."""
+    """The mean colour of each token's patch: what needs no network. Pooled, it is kept as a whole 8x8 picture."""
 
     name = "raw pixels (8x8 picture)"
 
     def forward(self, video: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        frames = after_first(video, grid).movedim(2, -1)
-        picture = to_grid(frames, (grid[0] - 1, *grid[1:])).unflatten(1, (grid[0] - 1, -1))
-        return picture.flatten(2)  # (B,t,h*w*3): already one row a latent frame
+        return to_grid(after_first(video, grid).movedim(2, -1), (grid[0] - 1, *grid[1:]))
 
 
 def untrained(asset: str) -> nn.Module:
@@ -58,17 +57,15 @@ def untrained(asset: str) -> nn.Module:
     return videomae.VideoMAE(VideoMAEModel(VideoMAEConfig(**config)), "the same, untrained")
 
 
-def rows(encoder: nn.Module, videos: Tensor, batch: int = 8) -> tuple[Tensor, float]:
-    """(n,T,3,H,W) uint8 -> (n,t,D) one row a latent frame, and the effective rank of the tokens."""
-    kept, tokens = [], []
+def rows(encoder: nn.Module, videos: Tensor, batch: int = 8, every: int = 5) -> tuple[Tensor, Tensor]:
+    """(n,T,3,H,W) uint8 -> (n,t,D) one row a latent frame, and every fifth token of each clip (n,m,D)."""
+    frames, tokens = [], []
     for part in videos.split(batch):
         feature = encoder(part.float() / 127.5 - 1, GRID)
-        if isinstance(encoder, Pixels):
-            kept.append(feature)
-            continue
-        kept.append(feature.unflatten(1, (GRID[0] - 1, -1)).mean(2))
-        tokens.append(feature[:, ::5].flatten(0, 1))
-    return torch.cat(kept), effective_rank(torch.cat(tokens)).item() if tokens else float("nan")
+        tokens.append(feature[:, ::every])
+        feature = feature.unflatten(1, (GRID[0] - 1, -1))
+        frames.append(feature.flatten(2) if isinstance(encoder, Pixels) else feature.mean(2))
+    return torch.cat(frames), torch.cat(tokens)
 
 
 def world(clips: int) -> dict:
@@ -83,12 +80,14 @@ def world(clips: int) -> dict:
         "hue": circle([w[SUBJECT[n]] for n, w in zip(names, who)]),
         "place": circle([w["hue"] for w in who]),
         "stage": torch.stack([x["stage"][1:].unflatten(0, (GRID[0] - 1, -1)).mean(1) for x in items]),
+        "subject": torch.cat([to_grid(x["mask"][1:].movedim(1, -1)[None], (GRID[0] - 1, *GRID[1:])) for x in items]),
         "coloured": torch.tensor([not (w.get("white") or w.get("pale") or w.get("plain")) for w in who]),
     }
 
 
 def numbers(encoder: nn.Module, truth: dict) -> dict[str, float]:
-    feature, rank = rows(encoder, truth["video"])
+    feature, tokens = rows(encoder, truth["video"])
+    subject = truth["subject"][:, ::5]
     n, t = feature.shape[:2]
     cut = n * 3 // 4
     clip, frame = feature.mean(1), feature.flatten(0, 1)
@@ -102,7 +101,12 @@ def numbers(encoder: nn.Module, truth: dict) -> dict[str, float]:
         "place": part(clip, truth["place"], score=r2),
         "stage": part(frame, stage, at=cut * t, groups=t, score=r2),
         "change": part(change, stage, at=cut * t, groups=t, score=r2),
-        "rank": rank,
+        "subject": probe(
+            *(x.flatten(0, 1) for x in (tokens[:cut], subject[:cut], tokens[cut:], subject[cut:])),
+            groups=tokens.shape[1],
+            score=r2,
+        ),
+        "rank": effective_rank(tokens.flatten(0, 1)).item(),
     }
 
 
@@ -144,7 +148,7 @@ def main() -> None:
     encoders = [(Pixels(), None), (EfficientNetFeatures(10, 112, "EfficientNet-Lite0 (ImageNet)"), None)]
     for asset in args.encoders:
         encoders += [(shipped[asset](asset, 128, asset), asset), (untrained(asset), None)]
-    keys = ("process", "hue", "place", "stage", "change", "rank")
+    keys = ("process", "hue", "place", "stage", "change", "subject", "rank")
     print(f"| {args.clips} clips, a quarter held out | " + " | ".join(keys) + " |\n|" + "---|" * (len(keys) + 1))
     for encoder, asset in encoders:
         found = {k: round(v, 3) for k, v in numbers(encoder, truth).items()}

@@ -42,23 +42,24 @@ class MaskedLatent(L.LightningModule):
         learning_rate: float,
         warmup: int,
         weight_decay: float = 0.04,
-        ema: tuple[float, float] = (0.99, 0.997),
-        variance: float = 0.5,
-        covariance: float = 0.02,
+        ema: tuple[float, float] = (0.998, 0.9995),
+        variance: float = 0.1,
+        covariance: float = 0.005,
         times: list[tuple[int, float]] = ((2, 0.85), (8, 0.15)),
+        cycles: int = 1,
         seed: int = 0,
     ):
         """network: encoder and predictor to train. masks: prediction tasks, taken in turn by step.
 
-        steps: optimizer steps of the whole run, which the schedules follow: learning rate with linear
-        `warmup` and a cosine down to a hundredth; decay of the moving average from `ema[0]` to `ema[1]`;
-        `times`, pairs of latent frames seen a clip and share of the run, in order. variance, covariance:
-        weights of the terms against collapse; 0 for V-JEPA's loss alone.
+        steps: optimizer steps of the whole run; `cycles`: how often the schedules run through in it (warm restarts,
+        Loshchilov & Hutter 2017). They are: learning rate with linear `warmup` and a cosine down to a hundredth;
+        decay of the moving average from `ema[0]` to `ema[1]`; `times`, pairs of latent frames seen a clip and share
+        of the cycle, in order. variance, covariance: weights of the terms against collapse; 0 for V-JEPA's loss alone.
         """
         super().__init__()
         self.network = network
         self.target = copy.deepcopy(network.encoder).requires_grad_(False).eval()
-        self.masks, self.steps = list(masks), steps
+        self.masks, self.cycle = list(masks), max(1, steps // cycles)
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
         self.ema, self.seed = tuple(ema), seed
         self.variance, self.covariance = variance, covariance
@@ -88,6 +89,7 @@ class MaskedLatent(L.LightningModule):
         if self.global_step % 20 == 0:
             self.log("train/rank", effective_rank(target.flatten(0, 1)), prog_bar=True, sync_dist=True)
             self.log("train/clip_variance", clip_variance(target), prog_bar=True, sync_dist=True)
+            self.log("train/chance", (target - target.mean((0, 1))).abs().mean(), sync_dist=True)  # error of one guess
         return total
 
     def view(self, video: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,7 @@ class MaskedLatent(L.LightningModule):
 
     def count(self) -> int:
         """Latent frames seen at this step."""
-        done, until = self.global_step / self.steps, 0.0
+        done, until = self.global_step % self.cycle / self.cycle, 0.0
         for count, share in self.times:
             until += share
             if done < until:
@@ -150,7 +152,7 @@ class MaskedLatent(L.LightningModule):
         groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, self.warmup, self.steps)
+            optimizer, lambda step: warm_cosine(step % self.cycle, self.warmup, self.cycle)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -159,7 +161,7 @@ class MaskedLatent(L.LightningModule):
         with torch.enable_grad():  # the closure runs the training step
             super().optimizer_step(*args, **kwargs)
         first, last = self.ema
-        decay = first + (last - first) * min(1.0, self.global_step / self.steps)
+        decay = first + (last - first) * (self.global_step % self.cycle) / self.cycle
         for slow, fast in zip(self.target.parameters(), self.network.encoder.parameters()):
             slow.lerp_(fast.detach(), 1 - decay)
 
