@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -95,6 +96,17 @@ def test_a_turned_phone_video_is_read_upright(tmp_path, make_video):
     assert (seen.width, seen.height) == (32, 64)
     for i, frame in zip([0, 4], read(path, seen, [0, 4])):
         assert np.array_equal(frame, np.rot90(flat[i], -1))
+
+
+def test_anamorphic_video_knows_the_shape_of_its_pixels(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    assert probe(tmp_path / "a.mkv").pixel_aspect == pytest.approx(4 / 3)
 
 
 def test_bad_files_say_why(tmp_path, make_video):

@@ -77,6 +77,8 @@ def _look(path: Path, check: str) -> tuple[video.Video | photos.Photo | str, boo
         return str(error), True
     except OSError as error:  # permission, a lost disk: may be better tomorrow
         return f"cannot be opened: {error.strerror or error}", False
+    except Exception as error:  # one strange file among thousands stops nobody
+        return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())}", True
 
 
 def _load(index: Path) -> dict[str, dict]:
@@ -106,7 +108,7 @@ class _Appender:
             return
         try:
             index.parent.mkdir(parents=True, exist_ok=True)
-            self.file = index.open("a", encoding="utf-8")
+            self.file = index.open("a", buffering=1, encoding="utf-8")  # line by line: a kill loses one
             self.file.write("\n")  # ends a torn line
         except OSError as error:
             log.warning("%s: cannot remember the check of the footage (%s); set dataset.index", index, error.strerror)

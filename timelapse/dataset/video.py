@@ -116,7 +116,9 @@ def _probe(path: str, check: str) -> Video:
     if not ticks:
         raise ValueError("not a readable video: it has no frames")
     with av.open(path) as container:
-        frame = next(container.decode(video=0))
+        frame = next(container.decode(video=0), None)
+    if frame is None:
+        raise ValueError("damaged: no frame can be decoded")
     picture = _rgb(frame)
     turned = frame.rotation % 180 != 0
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1
