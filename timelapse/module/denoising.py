@@ -60,6 +60,7 @@ class Denoising(L.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
         self.learning_rate, self.warmup, self.steps, self.cooldown = learning_rate, warmup, steps, cooldown
+        self.empty: Tensor | None = None  # tokens of the empty caption
         self.caption_dropout, self.train_text = caption_dropout, train_text
         if train_text:
             self.text = model.text.requires_grad_(True)
@@ -106,7 +107,7 @@ class Denoising(L.LightningModule):
         return ((n, p) for n, p in self.backbone.named_parameters() if p.requires_grad)
 
     def setup(self, stage: str) -> None:
-        for part in (self.model.codec, self.model.text, self.encoder):
+        for part in (self.model.codec, self.encoder):
             if part is not None:
                 part.to(self.device)
 
@@ -176,15 +177,22 @@ class Denoising(L.LightningModule):
             condition=condition,
         )
 
+    def tokens(self, captions: list[str]) -> Tensor:
+        """(B,L,D) on the device; the text encoder comes there when it is first needed."""
+        return self.model.text.to(self.device).encode(captions)
+
     def drop_captions(self, batch: Batch, names: list[str]) -> Batch:
         """Tell a share of the clips the empty caption."""
         draws = [torch.rand((), generator=g).item() for g in keyed_each(names, self.seed, "caption")]
         drop = [d < self.caption_dropout for d in draws]
         if any(drop):
             batch = {**batch, "caption": ["" if d else c for d, c in zip(drop, batch["caption"])]}
-            if "tokens" in batch:
+            if "tokens" in batch and not self.train_text:
+                if self.empty is None:  # once: where captions are cached, the text encoder leaves the device again
+                    self.empty = self.tokens([""]).detach()
+                    self.model.text.to("cpu")
                 where = torch.tensor(drop, device=self.device)[:, None, None]
-                batch["tokens"] = torch.where(where, self.model.text.encode([""]).to(self.device), batch["tokens"])
+                batch["tokens"] = torch.where(where, self.empty, batch["tokens"])
         return batch
 
     @torch.no_grad()
@@ -201,7 +209,7 @@ class Denoising(L.LightningModule):
                 batch["latent"] = model.codec.encode(batch["video"], posterior)
             if "tokens" not in batch or self.train_text:
                 with torch.set_grad_enabled(self.train_text and self.training):
-                    batch["tokens"] = model.text.encode(batch["caption"])
+                    batch["tokens"] = self.tokens(batch["caption"])
             if self.taps and "feature" not in batch:
                 batch["feature"] = self.encoder(batch["video"], model.grid_of(batch["latent"].shape))
         return batch
@@ -235,8 +243,8 @@ class Denoising(L.LightningModule):
         model, names = self.model, batch["key"]
         batch = dict(batch)
         if "tokens" not in batch or self.train_text:
-            batch["tokens"] = model.text.encode(batch["caption"])
-        negative = model.text.encode([negative_prompt]).expand(len(names), -1, -1).to(self.device)
+            batch["tokens"] = self.tokens(batch["caption"])
+        negative = self.tokens([negative_prompt]).expand(len(names), -1, -1)
         condition = self.condition(batch, names, known=known)
         shape = tuple(condition.latent.shape[1:])
         noise = randn(shape, keyed_each(names, self.seed, "start"), self.device)
