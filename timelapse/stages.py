@@ -160,10 +160,13 @@ class Run:
         """notes.json for the report: what stands in for what, and which files were left out, with the reason."""
         path = self.folder / "notes.json"
         known = json.loads(path.read_text())["skipped"] if path.exists() else []
-        for file, reason in skipped:
-            if [str(file), reason] not in known:
-                log.warning(f"skipped {file}: {reason}")
-                known.append([str(file), reason])
+        seen = {tuple(pair) for pair in known}
+        new = [[str(file), reason] for file, reason in skipped if (str(file), reason) not in seen]
+        for file, reason in new[:10]:
+            log.warning(f"skipped {file}: {reason}")
+        if len(new) > 10:
+            log.warning(f"skipped {len(new) - 10} more; all are in {path}")
+        known += new
         notes = list(self.cfg.get("notes", []))
         if self.encoder is not None and getattr(self.encoder, "stands_for", None):
             notes.append(f"{self.encoder.name} stands in for {self.encoder.stands_for}.")
