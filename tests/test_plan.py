@@ -1,0 +1,58 @@
+"""The memory plan adds up, and divides what is sharded and nothing else."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from timelapse.plan import GIB, Counts, count, memory
+from timelapse.run import CONF
+
+COUNTS = Counts(parameters=1000, trained=100, blocks=10, width=8, tokens=50, frozen={"codec": 7})
+
+
+def config(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["+experiment=drepa_vjepa", *overrides])
+
+
+def test_the_sum_is_the_sum_and_every_term_is_counted_by_hand():
+    plan = memory(COUNTS, batch_size=2, shards=1, checkpointing=False, half=False, ema=True)
+    by_hand = {
+        "parameters (fp32)": 4000,
+        "gradients (fp32)": 400,
+        "AdamW moments (fp32)": 800,
+        "average of weights (fp32)": 400,
+        "gathered blocks": 0,
+        "activations": 2 * 10 * 34 * 50 * 8 * 2,  # batch, blocks, bytes at 16 bit, tokens, width, twice at 32 bit
+        "frozen codec": 28,
+    }
+    assert {k: v * GIB for k, v in plan.items() if k != "sum"} == pytest.approx(by_hand)
+    assert plan["sum"] * GIB == pytest.approx(sum(by_hand.values()))
+
+
+def test_shards_divide_state_but_not_activations_or_frozen_parts():
+    one, eight = (memory(COUNTS, 1, shards=n) for n in (1, 8))
+    for row in ("parameters (fp32)", "gradients (fp32)", "AdamW moments (fp32)", "average of weights (fp32)"):
+        assert eight[row] == pytest.approx(one[row] / 8)
+    assert eight["activations"] == one["activations"] and eight["frozen codec"] == one["frozen codec"]
+
+
+def test_checkpointing_keeps_block_inputs_and_one_live_block():
+    kept, all_ = (memory(COUNTS, 1, checkpointing=c)["activations"] * GIB for c in (True, False))
+    assert all_ == pytest.approx(10 * 34 * 50 * 8) and kept == pytest.approx(10 * 2 * 50 * 8 + 34 * 50 * 8)
+
+
+def test_tiny_counts_are_those_of_the_built_model():
+    from timelapse.build import build
+
+    cfg = config("model.weights=null")
+    counts, backbone = count(cfg), build(cfg.model).backbone
+    assert counts.parameters == sum(p.numel() for p in backbone.parameters()) == counts.trained
+    assert counts.tokens == 5 * 8 * 8 + cfg.model.transformer.max_text_seq_length and counts.width == backbone.width
+
+
+@pytest.mark.slow
+def test_the_published_architecture_is_built_on_meta():
+    counts = count(config("scale=paper", "trainer=fsdp"))
+    text_to_video, image_channels = 5_570_283_072, 16 * 2 * 2 * 3072  # CogVideoX-5b, and what I2V adds to its input
+    assert counts.parameters - counts.trained == text_to_video + image_channels
+    assert counts.tokens == 13 * 30 * 45 + 226 and counts.blocks == 42
