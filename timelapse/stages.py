@@ -282,7 +282,7 @@ def plan(run: Run) -> None:
 
 def export(run: Run) -> None:
     """A diffusers folder (or LoRA weights) that plain diffusers opens, from the averaged weights."""
-    restore(run)
+    trained(run)
     folder = run.folder / "export"
     with run.module.averaged():
         run.model.export(folder)
@@ -291,11 +291,26 @@ def export(run: Run) -> None:
 
 def ship(run: Run) -> None:
     """Write the weights of a pretrain recipe to timelapse/assets, with their numbers."""
-    restore(run)
-    log.info(f"shipped: {run.module.ship(recipe=f'python -m timelapse.run +experiment={run.cfg.name}')}")
+    trained(run)
+    from timelapse.assets import add_numbers
+    from timelapse.callback.history import read_rows
+
+    files = run.module.ship(recipe=f"python -m timelapse.run +experiment={run.cfg.name}")
+    rows = read_rows(run.checkpoint.parents[1] / "metrics.csv")
+    held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}  # the last counts
+    for file in files if isinstance(files, list) else [files]:
+        add_numbers(file, held_out | {"steps": int(rows[-1]["step"]) + 1 if rows else 0})
+        log.info(f"shipped: {file}")
 
 
 STAGES = {f.__name__: f for f in (cache, fit, sample, evaluate, report, plan, export, ship)}
+
+
+def trained(run: Run) -> None:
+    """`restore`, refusing weights that were never trained."""
+    if run.checkpoint is None and "fit" not in run.cfg.stages:
+        raise ValueError(f"{run.folder} has no checkpoint; add ckpt=RUN_DIR, or the stage fit before this one")
+    restore(run)
 
 
 def restore(run: Run) -> None:

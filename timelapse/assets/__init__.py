@@ -32,3 +32,11 @@ def save(name: str, state: dict[str, Tensor], card: dict) -> Path:
     save_file({k: half(v) for k, v in state.items()}, path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
     return path
+
+
+def add_numbers(path: Path, numbers: dict[str, float]) -> None:
+    """Put what was measured onto a weight's card."""
+    card_file = path.with_suffix(".json")
+    card = json.loads(card_file.read_text())
+    card["numbers"] = card.get("numbers", {}) | numbers
+    card_file.write_text(json.dumps(card, indent=2) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -295,7 +296,7 @@ class Denoising(L.LightningModule):
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def ship(self, recipe: str) -> str:
+    def ship(self, recipe: str) -> list[Path]:
         """Write the averaged backbone (and the text encoder, when trained) as shipped weights."""
         with self.averaged():
             return self.model.ship(recipe, text=self.train_text)
