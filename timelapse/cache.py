@@ -107,7 +107,7 @@ def cached(
             if part is not None:
                 part.to(device)
         loader = DataLoader(dataset, batch_sampler=chunks(missing, batch_size), collate_fn=collate)
-        for batch in tqdm(loader, desc=f"cache {len(missing)} clips", leave=False):
+        for n, batch in enumerate(tqdm(loader, desc=f"cache {len(missing)} clips", leave=False)):
             video = batch["video"].to(device)
             mean, std = model.codec.moments(video)
             first_mean, first_std = model.codec.moments(video[:, :1])
@@ -119,10 +119,16 @@ def cached(
                 data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
                 write(folder / f"{key}.safetensors", data)
                 index[key], captions[key] = digest(data), batch["caption"][b]
-        made = {"made_from": parts, "clips": index, "captions": captions}
-        write(index_file, json.dumps(made, indent=1, default=str).encode())
+            if n % 50 == 49:  # a kill loses no more than this
+                save_index(index_file, parts, index, captions)
+        save_index(index_file, parts, index, captions)
     write(folder / "complete", b"")
     return Cached(dataset, folder, pixels)
+
+
+def save_index(path: Path, parts: dict[str, Any], index: dict[str, str], captions: dict[str, str]) -> None:
+    made = {"made_from": parts, "clips": index, "captions": captions}
+    write(path, json.dumps(made, indent=1, default=str).encode())
 
 
 def keys(dataset: Dataset) -> list[str]:

@@ -297,7 +297,7 @@ def ship(run: Run) -> None:
 
     files = run.module.ship(recipe=f"python -m timelapse.run +experiment={run.cfg.name}")
     rows = read_rows(run.checkpoint.parents[1] / "metrics.csv")
-    held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}  # the last counts
+    held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}
     for file in files if isinstance(files, list) else [files]:
         add_numbers(file, held_out | {"steps": int(rows[-1]["step"]) + 1 if rows else 0})
         log.info(f"shipped: {file}")
