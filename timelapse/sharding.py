@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -35,6 +35,16 @@ class Fsdp2(ModelParallelStrategy):
             if self.replicas > 1
             else (init_device_mesh(kind, sizes[1:], mesh_dim_names=names[1:]))
         )
+
+
+def reshard(module: nn.Module) -> None:
+    """Give up gathered parameters, so that `named_parameters` are the shards; no-op without FSDP2.
+
+    The outermost group stays gathered after a forward without backward (validation, sampling).
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def shard(backbone: nn.Module, losses: nn.Module, strategy: Fsdp2) -> None:

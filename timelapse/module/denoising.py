@@ -288,6 +288,9 @@ class Denoising(L.LightningModule):
     @torch.no_grad()
     def _swap(self) -> None:  # in place: FSDP2 keeps views of its shards
         if self.ema:
+            from timelapse.sharding import reshard
+
+            reshard(self.backbone)
             for name, p in self.trained():
                 average = self.ema[name.replace(".", "/")]
                 held = p.detach().clone()
