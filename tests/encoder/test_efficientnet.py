@@ -20,7 +20,7 @@ def test_it_is_the_output_of_that_block_averaged_over_the_latent_frame(encoder):
     encoder(video[:, :2], (2, 4, 4))
     handle.remove()
     assert seen[0].shape == (1, 40, 4, 4)  # the map is the grid: nothing is resampled
-    torch.testing.assert_close(each[:, 0], seen[0].flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(each[:, 0], seen[0].flatten(2).transpose(1, 2), atol=1e-4, rtol=1e-4)
 
 
 def test_its_weights_are_those_of_imagenet_and_stay(encoder):

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLCogVideoX
 from omegaconf import OmegaConf
 
 from timelapse import assets
-from timelapse.module.reconstruction import Reconstruction, cut, fix_posterior, single_frame, standardise
+from timelapse.module.reconstruction import Reconstruction, cut, drawn, fix_posterior, single_frame, standardise
 
 STAGES = [
     {"steps": 10, "frames": 1, "batch": 2, "crop": 16, "rate": [1e-3, 1e-3], "noise": 0.02},
@@ -107,18 +107,34 @@ def test_cut_keeps_neighbours():
     assert (window[:, 1, 1:] - window[:, 1, :-1] == 1).all() and (window[..., 1:] - window[..., :-1])[:, 2].eq(1).all()
 
 
-def test_sparse_clips_are_one_real_frame_among_noise_of_the_given_variance(module):
+def test_sparse_clips_are_real_frames_among_noise_of_the_given_variance(module):
     module.sparse_share = 1.0
-    video = torch.full((2, 17, 3, 16, 16), 0.9)
-    sparse, which = module.sparse(video, generators(2))
-    assert which.all()
-    real = (sparse == 0.9).flatten(2).all(2)
-    assert real.sum(1).tolist() == [1, 1]
-    assert sparse[~real].var().item() == pytest.approx(0.07, rel=0.05)
+    video = torch.full((8, 17, 3, 16, 16), 0.9)
+    sparse, known = module.sparse(video, generators(8))
+    torch.testing.assert_close((sparse == 0.9).flatten(2).all(2), known)
+    assert set(known.sum(1).tolist()) <= {1, 2, 3}
+    assert sparse[~known].var().item() == pytest.approx(0.07, rel=0.05)
     module.sparse_share = 0.0
-    same, which = module.sparse(video, generators(2))
-    assert torch.equal(same, video) and not which.any()
+    same, known = module.sparse(video, generators(8))
+    assert known.all()
+    torch.testing.assert_close(same, video)
 
+
+def test_sparse_clips_are_judged_on_their_real_frames(module):
+    video, known = torch.zeros(2, 5, 3, 8, 8), torch.ones(2, 5, dtype=torch.bool)
+    known[1] = torch.tensor([False, True, False, False, False])
+    output = video.clone()
+    output[1, 1] = 0.5
+    assert module.errors(output, video, known)["pixel"].item() == pytest.approx(0.25)  # 0.5 of one clip of two
+    output[1] = 7.0
+    output[1, 1] = 0.0
+    assert module.errors(output, video, known) == {"pixel": 0, "gradient": 0}
+
+
+def test_judged_frames_are_marked_and_each_comes_before_any_comes_twice():
+    known = torch.tensor([False, True, False, True, True])
+    some = drawn(known, 7, generators(1)[0]).tolist()
+    assert sorted(some[:3]) == sorted(some[3:6]) == [1, 3, 4] and len(some) == 7
 
 def test_lengths_that_the_chunks_do_not_allow_are_refused(module):
     with pytest.raises(ValueError, match="frames=5"):

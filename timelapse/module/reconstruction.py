@@ -36,8 +36,8 @@ class Reconstruction(L.LightningModule):
     features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
     latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
         distance between differences of neighbouring pixels and frames. sparse_share: share of clips turned into
-        what any-frame conditioning encodes, one real frame among frames of Gaussian noise of variance
-        `sparse_variance` (From Anyframe to Timelapse, section 3.1).
+        what any-frame conditioning encodes, one to three real frames among frames of Gaussian noise of variance
+        `sparse_variance` (From Anyframe to Timelapse, section 3.1); they are judged on their real frames alone.
     """
 
     strict_loading = False
@@ -119,19 +119,22 @@ class Reconstruction(L.LightningModule):
         names = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])][: stage["batch"]]
         generators = keyed_each(names, self.seed, "reconstruction")
         video = cut(batch["video"][: stage["batch"]], stage["frames"], stage["crop"], generators)
-        sparse = torch.zeros(len(video), dtype=torch.bool, device=video.device)
+        known = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
         if stage["frames"] > 1:
-            video, sparse = self.sparse(video, generators)
+            video, known = self.sparse(video, generators)
         z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators)
-        losses = {"pixel": pixel_error(output, video).mean(), "latent": z.square().mean()}
-        # Differences of pixel noise cannot be foretold, and would drown those of the real clips.
-        losses["gradient"] = (gradient_error(output, video) * ~sparse).mean()
+        losses = {"latent": z.square().mean(), **self.errors(output, video, known)}
         total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
         if stage.get("perceptual"):
-            some = torch.randperm(video.shape[1], generator=generators[0])[: self.judged_frames]
-            error = perceptual_error(self._frozen["features"], output[:, some], video[:, some])
-            losses["perceptual"] = (error * ~sparse).mean()
+            frames = torch.stack([drawn(flags, self.judged_frames, g) for flags, g in zip(known, generators)])
+            pick = lambda x: torch.stack([clip[i] for clip, i in zip(x, frames)])
+            losses["perceptual"] = perceptual_error(self._frozen["features"], pick(output), pick(video)).mean()
             total = total + stage["perceptual"] * losses["perceptual"]
+        if stage.get("encoder", True) and stage["frames"] > 1:  # frame 0 alone keeps a latent of its own
+            first = video[:, :1]
+            _, again = self.forward(first, stage["noise"], True, generators)
+            losses["picture"] = (pixel_error(again, first) + self.gradient_weight * gradient_error(again, first)).mean()
+            total = total + losses["picture"]
         if stage.get("encoder", True) and stage["frames"] > 1:
             now = torch.stack([z.mean((0, 2, 3, 4)), z.square().mean((0, 2, 3, 4))]).detach()
             self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
@@ -154,24 +157,34 @@ class Reconstruction(L.LightningModule):
             return z, self.vae.decode(z + noise * epsilon).sample.transpose(1, 2)
 
     def sparse(self, video: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Turn a share of the clips into one real frame among noise; also says which, (B,) bool."""
-        clips, which = [], []
+        """Turn a share of the clips into few real frames among noise; also says which are real, (B,T) bool."""
+        clips, known = [], []
         for clip, g in zip(video, generators):
-            which.append(bool(torch.rand((), generator=g) < self.sparse_share))
-            if which[-1]:
-                i = int(torch.randint(len(clip), (), generator=g))
-                frames = self.sparse_variance**0.5 * torch.randn(clip.shape, generator=g).to(clip)
-                frames[i] = clip[i]
-                clip = frames
+            real = torch.ones(len(clip), dtype=torch.bool)
+            if torch.rand((), generator=g) < self.sparse_share:
+                count = (1, 1, 2, 3)[int(torch.randint(4, (), generator=g))]
+                real = torch.zeros_like(real).index_fill(0, torch.randperm(len(clip), generator=g)[:count], True)
+                noise = self.sparse_variance**0.5 * torch.randn(clip.shape, generator=g)
+                clip = torch.where(real.to(clip.device)[:, None, None, None], clip, noise.to(clip))
             clips.append(clip)
-        return torch.stack(clips), torch.tensor(which, device=video.device)
+            known.append(real)
+        return torch.stack(clips), torch.stack(known).to(video.device)
+
+    @staticmethod
+    def errors(output: Tensor, video: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """Mean errors of whole clips, and of the real frames of sparse ones: noise cannot be foretold."""
+        pixel, gradient = [], []
+        for y, x, real in zip(output, video, known):
+            parts = [(y[None], x[None])] if real.all() else [(y[i, None], x[i, None]) for i in real.nonzero()]
+            pixel.append(torch.stack([pixel_error(*part).mean() for part in parts]).mean())
+            gradient.append(torch.stack([gradient_error(*part).mean() for part in parts]).mean())
+        return {"pixel": torch.stack(pixel).mean(), "gradient": torch.stack(gradient).mean()}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         video = batch["video"]
         for name, x in (("clips", video), ("pictures", video[:, ::8].flatten(0, 1)[:, None])):
             y = self.vae.decode(self.vae.encode(x.transpose(1, 2)).latent_dist.mean).sample.transpose(1, 2)
             self.log(f"val/psnr_{name}", psnr(y, x).mean(), sync_dist=True, batch_size=len(video), prog_bar=True)
-
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -186,6 +199,13 @@ class Reconstruction(L.LightningModule):
 def numbers_of(vae: nn.Module) -> dict[str, Any]:
     """Constructor numbers of a diffusers model, as its config has them, as plain JSON."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vae.config.items() if not k.startswith("_")}
+
+
+def drawn(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(T,) bool -> (count,) indices of marked frames at random, each once before any comes twice."""
+    marked = known.nonzero().flatten().cpu()
+    order = torch.cat([marked[torch.randperm(len(marked), generator=generator)] for _ in range(-(-count // len(marked)))])
+    return order[:count]
 
 
 def cut(video: Tensor, frames: int, crop: int, generators: list[torch.Generator]) -> Tensor:
