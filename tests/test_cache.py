@@ -52,6 +52,16 @@ def test_without_pixels_no_clip_is_decoded(run, tmp_path):
     assert again["caption"] == run.dataset("train")[2]["caption"]
 
 
+def test_stored_frames_are_the_clips_to_8_bits_and_nothing_is_decoded(run, tmp_path):
+    stored, clip = build(run, tmp_path, store_pixels=True), run.dataset("train")[2]["video"]
+    stored.dataset = None
+    item = stored[2]
+    assert (item["video"] - clip).abs().max() <= 0.5 / 127.5 + 1e-6
+    stored.pixels = False
+    assert "video" not in stored[2]
+    assert build(run, tmp_path).folder != stored.folder
+
+
 def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     stored = build(run, tmp_path)
     path = stored.folder / f"{stored.keys[1]}.safetensors"

@@ -154,7 +154,8 @@ class Run:
         spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
         pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
         root = Path(self.cfg.paths.cache)
-        return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels)
+        store = self.cfg.cache.pixels and split == "train"
+        return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels, store_pixels=store)
 
     def note(self, skipped: list[tuple[Any, str]]) -> None:
         """notes.json for the report: what stands in for what, and which files were left out, with the reason."""

@@ -204,7 +204,8 @@ def numbers_of(vae: nn.Module) -> dict[str, Any]:
 def drawn(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """(T,) bool -> (count,) indices of marked frames at random, each once before any comes twice."""
     marked = known.nonzero().flatten().cpu()
-    order = torch.cat([marked[torch.randperm(len(marked), generator=generator)] for _ in range(-(-count // len(marked)))])
+    rounds = -(-count // len(marked))
+    order = torch.cat([marked[torch.randperm(len(marked), generator=generator)] for _ in range(rounds)])
     return order[:count]
 
 
