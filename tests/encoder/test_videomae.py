@@ -104,3 +104,13 @@ def test_weights_of_a_folder_load_and_missing_ones_say_how_to_get_them(tmp_path)
                        state["model.blocks.1.attn.qkv.weight"][WIDTH : 2 * WIDTH])  # fmt: skip
     with pytest.raises(ValueError, match="encoder.layers"):
         published(str(tmp_path), **numbers | {"layers": 3})
+
+
+def test_a_final_norm_is_kept_where_the_network_has_one():
+    model, video = small(), torch.rand(1, 9, 3, 32, 32, generator=torch.manual_seed(1)) * 2 - 1
+    config = VideoMAEConfig(**model.config.to_diff_dict() | {"use_mean_pooling": False})
+    normed = VideoMAEModel(config)
+    normed.load_state_dict(model.state_dict(), strict=False)
+    grid = (5, 4, 4)  # the network's own: nothing is averaged after the norm
+    plain, normed = VideoMAE(model, "x")(video, grid), VideoMAE(normed, "x")(video, grid)
+    torch.testing.assert_close(normed, F.layer_norm(plain, (WIDTH,), eps=config.layer_norm_eps), atol=1e-5, rtol=1e-5)

@@ -67,3 +67,15 @@ def test_what_ships_is_the_encoder_and_opens_as_one(tmp_path, monkeypatch):
     want = module.network.videomae.eval()(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
     got = shipped("small", 24, "small")(video, (5, 4, 4))
     torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)  # half precision on disk
+
+
+def test_views_are_masks_of_the_same_clip(monkeypatch):
+    module, video = build(), torch.rand(2, 9, 3, 32, 32)
+    module.views, seen = 3, {}
+    monkeypatch.setattr(module, "log", lambda *a, **k: None)
+    handle = module.network.register_forward_hook(lambda m, a, k, o: seen.update(k, pixels=a[0]), with_kwargs=True)
+    module.training_step({"video": video[:, :8], "key": ["a", "b"]}, 0)
+    handle.remove()
+    pixels, hidden = seen["pixels"], seen["bool_masked_pos"]
+    assert torch.equal(pixels[0], pixels[2]) and not torch.equal(pixels[2], pixels[3])
+    assert len({tuple(row.tolist()) for row in hidden}) == 6

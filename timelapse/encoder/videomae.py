@@ -17,7 +17,10 @@ from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
 
 
 class VideoMAE(nn.Module):
-    """Output of the last block on the token grid, without a final norm (as VideoREPA reads it)."""
+    """Output of the last block on the token grid; through the final norm of networks that were trained with one.
+
+    VideoMAE v2's published weights have none (and VideoREPA reads them so).
+    """
 
     def __init__(
         self,
@@ -56,6 +59,8 @@ class VideoMAE(nn.Module):
             shape = patches.shape[2:]
             tokens = patches.flatten(2).transpose(1, 2)
             tokens = self.model.encoder(tokens + self.positions(shape).to(tokens)).last_hidden_state
+            if self.model.layernorm is not None:
+                tokens = self.model.layernorm(tokens)
             return to_grid(tokens.unflatten(1, shape), (grid[0] - 1, *grid[1:]))
 
     def positions(self, shape: tuple[int, int, int]) -> Tensor:

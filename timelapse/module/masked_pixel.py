@@ -33,17 +33,21 @@ class MaskedPixel(L.LightningModule):
         learning_rate: float,
         warmup: int,
         weight_decay: float = 0.05,
+        views: int = 1,
         seed: int = 0,
     ):
         """network: encoder and decoder to train. steps: of the whole run, for the schedule of the learning rate
-        (linear `warmup`, then a cosine).
+        (linear `warmup`, then a cosine). views: masks drawn of each clip in a step ("repeated sampling", Feichtenhofer
+        et al. 2022): decoding or painting a clip costs more than a pass over the few tubes that are shown.
         """
         super().__init__()
+        self.views = views
         self.network, self.mask, self.steps, self.seed = network, mask, steps, seed
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss = self.loss(batch["video"], [f"{self.global_step}:{key}" for key in batch["key"]])
+        names = [f"{self.global_step}:{key}:{view}" for key in batch["key"] for view in range(self.views)]
+        loss = self.loss(batch["video"].repeat_interleave(self.views, 0), names)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss
 
