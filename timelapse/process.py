@@ -74,6 +74,10 @@ class Process:
         """
         return 1 / (1 - self._at(t))
 
+    def draw(self, generators: list[torch.Generator]) -> Tensor:
+        """(B,) training times, uniform, clip b's from generators[b]."""
+        return torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])
+
     def _at(self, t: Tensor) -> Tensor:
         if t.is_floating_point():
             raise ValueError(f"process: time must be an integer in 0..{self.steps - 1}, got {t.dtype}")

@@ -45,7 +45,7 @@ class Denoising(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         ema_decay: float = 0.0,
         seed: int = 0,
-        held_out_timesteps: tuple[int, ...] = (100, 400, 700, 999),
+        held_out_timesteps: tuple[float, ...] = (100, 400, 700, 999),
         caption_dropout: float = 0.1,
         train_text: bool = False,
     ):
@@ -129,8 +129,7 @@ class Denoising(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         draws = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])]
-        process = self.model.process
-        t = torch.cat([torch.randint(process.steps, (1,), generator=g) for g in keyed_each(draws, self.seed, "t")])
+        t = self.model.process.draw(keyed_each(draws, self.seed, "t"))
         step = self.step(self.drop_captions(batch, draws), t.to(self.device), draws)
         total = torch.zeros((), device=self.device)
         for name, loss in self.losses.items():
@@ -222,7 +221,8 @@ class Denoising(L.LightningModule):
             condition = self.conditioning(
                 batch, self.model.codec, keyed_each(names, self.seed, "condition"), known=known
             )
-        condition.tokens = batch["tokens"]
+        if condition.tokens is None:  # else the conditioning made them, from the picture
+            condition.tokens = batch["tokens"]
         return condition.to(self.device)
 
     # -- sampling ----------------------------------------------------------------------------------------------
