@@ -41,7 +41,7 @@ def test_every_experiment_composes_at_its_scales(experiment, scale):
 
 
 @pytest.mark.parametrize(
-    "group", ["conditioning", "dataset", "encoder", "logger", "loss", "metric", "model", "sampler", "trainer"]
+    "group", ["conditioning", "dataset", "encoder", "logger", "loss", "metric", "model", "noise", "sampler", "trainer"]
 )
 def test_every_part_file_names_its_class(group):
     files = sorted((CONF / group).glob("*.yaml"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
 from timelapse.process import Process
 
@@ -71,3 +71,28 @@ def test_wrong_numbers_are_explained():
         Process(beta_start=0.5, beta_end=0.1)
     with pytest.raises(ValueError, match="integer"):
         Process().alpha(torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+def test_stable_diffusions_process(schedule):
+    """diffusers multiplies in float32: 1e-6 is the rounding of its thousand factors."""
+    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=schedule)
+    ours = Process(schedule=schedule, zero_terminal_snr=False, prediction="epsilon")
+    torch.testing.assert_close(ours.alpha_bar.float(), theirs.alphas_cumprod, rtol=0, atol=1e-6)
+    z0, eps, t = draws()
+    zt = ours.noise(z0, eps, t)
+    assert ours.target(z0, eps, t) is eps and ours.to_eps(zt, eps, t) is eps
+    torch.testing.assert_close(ours.to_z0(zt, eps, t), z0, rtol=0, atol=3e-5)  # 1 / alpha is 15 at the last time
+
+
+def test_how_much_signal_the_two_schedules_leave_at_850():
+    signal = lambda schedule: float(Process(schedule=schedule, zero_terminal_snr=False).alpha_bar[850])
+    assert signal("linear") == pytest.approx(0.0084, abs=1e-4)
+    assert signal("scaled_linear") == pytest.approx(0.0233, abs=1e-4)
+
+
+def test_eps_cannot_be_asked_of_pure_noise():
+    with pytest.raises(ValueError, match="zero_terminal_snr=false"):
+        Process(prediction="epsilon")
+    with pytest.raises(ValueError, match="schedule='cosine'"):
+        Process(schedule="cosine")

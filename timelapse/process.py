@@ -1,4 +1,4 @@
-"""The noise process: zt = alpha z0 + sigma eps in discrete time, alpha^2 + sigma^2 = 1, v-prediction."""
+"""The noise process: zt = alpha z0 + sigma eps in discrete time, alpha^2 + sigma^2 = 1; the network says v or eps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from torch import Tensor
 
 
 class Process:
-    """CogVideoX's process: scaled-linear betas, an SNR shift, zero terminal SNR.
+    """Betas on a schedule, an SNR shift, zero terminal SNR; by default CogVideoX's.
 
-    steps: network times are the integers 0..steps-1. beta_start, beta_end: the schedule's ends.
+    steps: network times are the integers 0..steps-1. beta_start, beta_end: the schedule's ends. schedule: between
+    them the betas are "linear", or their roots are ("scaled_linear": Stable Diffusion, CogVideoX). prediction: what the
+    network says, "v" or "epsilon"; `output` below is that.
     snr_shift: divides the signal-to-noise ratio: 1.0 for CogVideoX-5B, 3.0 for 2B (arXiv:2403.03206).
     zero_terminal_snr: make the last time pure noise (Lin et al. 2023, arXiv:2305.08891, Alg. 1).
 
@@ -24,15 +26,30 @@ class Process:
         beta_end: float = 0.012,
         snr_shift: float = 1.0,
         zero_terminal_snr: bool = True,
+        schedule: str = "scaled_linear",
+        prediction: str = "v",
     ):
         if not 0 < beta_start < beta_end < 1 or steps < 2 or snr_shift <= 0:
             raise ValueError(
                 f"process: need 0 < beta_start < beta_end < 1, steps >= 2, snr_shift > 0; got {beta_start}, "
                 f"{beta_end}, {steps}, {snr_shift}; CogVideoX-5B has 0.00085, 0.012, 1000, 1.0"
             )
+        if schedule not in ("scaled_linear", "linear") or prediction not in ("v", "epsilon"):
+            raise ValueError(
+                f"process: schedule={schedule!r}, prediction={prediction!r}; expected scaled_linear or linear, and v "
+                f"or epsilon"
+            )
+        if prediction == "epsilon" and zero_terminal_snr:
+            raise ValueError(
+                "process: at zero terminal SNR the last time is pure noise, of which eps tells no clip; "
+                "set zero_terminal_snr=false or prediction=v"
+            )
         self.steps, self.beta_start, self.beta_end = steps, beta_start, beta_end
         self.snr_shift, self.zero_terminal_snr = snr_shift, zero_terminal_snr
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64, device="cpu") ** 2
+        self.schedule, self.prediction = schedule, prediction
+        power = 0.5 if schedule == "scaled_linear" else 1.0
+        ends = beta_start**power, beta_end**power
+        betas = torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** (1 / power)
         alpha_bar = torch.cumprod(1 - betas, dim=0)
         alpha_bar = alpha_bar / (snr_shift + (1 - snr_shift) * alpha_bar)
         if zero_terminal_snr:
@@ -55,16 +72,22 @@ class Process:
         return self.alpha(t) * z0 + self.sigma(t) * eps
 
     def target(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """v = alpha eps - sigma z0 (Salimans and Ho 2022, arXiv:2202.00512, App. D)."""
+        """eps, or v = alpha eps - sigma z0 (Salimans and Ho 2022, arXiv:2202.00512, App. D)."""
+        if self.prediction == "epsilon":
+            return eps
         return self.alpha(t) * eps - self.sigma(t) * z0
 
-    def to_z0(self, zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def to_z0(self, zt: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """z0 = alpha zt - sigma v; defined at alpha = 0 too, unlike (zt - sigma eps) / alpha."""
-        return self.alpha(t) * zt - self.sigma(t) * v
+        if self.prediction == "epsilon":
+            return (zt - self.sigma(t) * output) / self.alpha(t)
+        return self.alpha(t) * zt - self.sigma(t) * output
 
-    def to_eps(self, zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def to_eps(self, zt: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """eps = sigma zt + alpha v."""
-        return self.sigma(t) * zt + self.alpha(t) * v
+        if self.prediction == "epsilon":
+            return output
+        return self.sigma(t) * zt + self.alpha(t) * output
 
     def z0_weight(self, t: Tensor) -> Tensor:
         """(B,1,1,1,1): 1 / (1 - alpha_bar), which turns squared z0 error into squared v error.

@@ -125,7 +125,11 @@ class Run:
     @cached_property
     def module(self) -> Any:
         """The LightningModule, handed the parts that its constructor names."""
-        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder"))
+        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder", "noise"))
+
+    @cached_property
+    def noise(self) -> Any:
+        return build(self.cfg.noise)
 
     @cached_property
     def conditioning(self) -> Any:

@@ -35,6 +35,7 @@ class Condition:
     known: Tensor  # (B,T) bool, pixel frames: a latent frame cannot say which of its four
     tokens: Tensor | None = None  # (B,L,D) text embedding; filled by the model's text encoder
     seconds_per_frame: Tensor | None = None  # (B,)
+    layout: Tensor | None = None  # (B,t,c,h,w) clean latent video whose coarse shape sampling starts from
 
     def to(self, device: torch.device) -> Condition:
         move = lambda x: x.to(device) if isinstance(x, Tensor) else x

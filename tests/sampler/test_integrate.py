@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
 from timelapse.process import Process
 from timelapse.sampler.integrate import ddim, dpm, timesteps
@@ -25,6 +25,37 @@ def test_wrong_numbers_of_steps_are_explained():
     for steps in (0, -1, 1001, 2.5):
         with pytest.raises(ValueError, match="sampler.steps"):
             timesteps(PROCESS, steps)
+
+
+def test_leading_times_are_stable_diffusions():
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    for steps in (1, 2, 7, 20, 50, 333):
+        scheduler.set_timesteps(steps)
+        assert timesteps(PROCESS, steps, "leading") == scheduler.timesteps.tolist(), steps
+    assert timesteps(PROCESS, 50, "leading")[0] == 981
+    with pytest.raises(ValueError, match="spacing is 'linspace'"):
+        timesteps(PROCESS, 5, "linspace")
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_ddim_with_leading_times_is_diffusers(steps):
+    """The same network output at every step of both: a fixed function of z and t that says eps."""
+    options = {"beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = DDIMScheduler(
+        **options, beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="leading"
+    )
+    process = Process(**options, schedule="linear", prediction="epsilon", zero_terminal_snr=False)
+    say = lambda z, t: torch.tanh(z + t / 1000)
+    scheduler.set_timesteps(steps)
+    theirs = start()
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(say(theirs, int(t)), t, theirs).prev_sample
+
+    def denoise(z, t):
+        return process.to_z0(z, say(z, t), torch.full((len(z),), t))
+
+    ours = ddim(denoise, start(), process, steps, spacing="leading")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def gaussian(mean: float, std: float):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from timelapse.randomness import keyed_each
-from timelapse.sampler.guide import denoiser, dynamic_scale, guide
+from timelapse.process import Process
+from timelapse.randomness import keyed_each, randn
+from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image
+from timelapse.sampler.init import FrameInit, FreeInit
 from timelapse.sampler.integrate import ddim, dpm
 from timelapse.sampler.standard import Standard
 from timelapse.types import Condition
@@ -85,3 +88,46 @@ def test_wrong_numbers_are_explained(model):
         Standard(ddim, guidance=-1.0)
     with pytest.raises(ValueError, match="one generator a clip"):
         Standard(dpm, steps=2, guidance=1.0, progress=False)(model, condition(), None, noise())
+
+
+def test_three_branches_are_the_public_formula(model):
+    """none + s_img (image - none) + s_txt (both - image), each branch run by itself."""
+    c, zt, negative = condition(), noise(), torch.zeros(2, 12, 16)
+    blind = Condition(c.latent, torch.zeros_like(c.known), negative)
+    with torch.no_grad():
+        none, image, both = (denoiser(model, x)(zt, 500) for x in (blind, Condition(c.latent, c.known, negative), c))
+        got = guide_image(model, c, negative, 2.0, 7.5)(zt, 500)
+    torch.testing.assert_close(got, none + 2.0 * (image - none) + 7.5 * (both - image), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="null_frame is 'zero'"):
+        guide_image(model, c, negative, 2.0, 7.5, null_frame="zero")
+    with pytest.raises(ValueError, match="image_guidance"):
+        Standard(ddim, steps=2, image_guidance=2.0, progress=False)(model, c, negative, noise())
+
+
+def test_start_without_a_passband_changes_nothing(model):
+    c = replace(condition(), layout=noise("ba"))
+    sampler = lambda start: Standard(ddim, steps=3, guidance=1.0, progress=False, start=start)
+    plain = sampler(None)(model, c, None, noise())
+    assert torch.equal(sampler(FrameInit(cutoff=0.0))(model, c, None, noise()), plain)
+    reference = Process(zero_terminal_snr=False)
+    led = sampler(FrameInit(level=500, cutoff=0.5, reference=reference))(model, c, None, noise())
+    assert not torch.equal(led, plain)
+    with pytest.raises(ValueError, match="condition.layout is None"):
+        sampler(FrameInit())(model, condition(), None, noise())
+
+
+def test_freeinit_runs_the_sampler_again_on_renewed_noise(model):
+    refine = FreeInit(rounds=2, reference=Process(zero_terminal_snr=False))
+    run = lambda refine, z: Standard(ddim, steps=3, guidance=1.0, progress=False, refine=refine)(
+        model, condition(), None, z, keyed_each(["a", "b"], 0, "sampler")
+    )
+    first = run(None, noise())
+    fresh = randn((5, 4, 8, 8), keyed_each(["a", "b"], 0, "sampler"))
+    expected = run(None, refine.renew(first, noise(), fresh, model.process))
+    torch.testing.assert_close(run(refine, noise()), expected, rtol=0, atol=1e-6)
+
+
+def test_wrong_numbers_of_chunks_are_explained():
+    for chunks in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="sampler.n_chunks is"):
+            Standard(ddim, n_chunks=chunks)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timelapse.randomness import keyed_each, randn
+from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
 
 
@@ -21,6 +23,7 @@ class Denoising(L.LightningModule):
     model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
     losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
     and stay outside of this module's tree, so that sharding never touches their loaded weights.
+    noise: law of the noise, in training and at the start of sampling (config group `noise`).
     learning_rate, weight_decay, betas: AdamW. warmup: steps of linear warm-up, then constant, then linear to zero over
     the last `cooldown` share of `steps`.
     caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
@@ -37,6 +40,7 @@ class Denoising(L.LightningModule):
         conditioning: Conditioning,
         losses: dict[str, nn.Module],
         encoder: nn.Module | None = None,
+        noise: Callable[..., Tensor] = randn,
         learning_rate: float = 1e-4,
         warmup: int = 0,
         steps: int = 0,
@@ -56,7 +60,7 @@ class Denoising(L.LightningModule):
             )
         # Plain containers hide them from nn.Module: frozen parts must not enter the sharded tree or the checkpoint.
         self._frozen = {"model": model, "encoder": encoder}
-        self.conditioning = conditioning
+        self.conditioning, self.noise = conditioning, noise
         self.backbone: nn.Module | None = None
         self.losses = nn.ModuleDict(losses)
         self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
@@ -157,7 +161,7 @@ class Denoising(L.LightningModule):
         model = self.model
         batch = self.prepare(batch, names)
         z0 = batch["latent"]
-        noise = randn(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
+        noise = self.noise(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
         condition = self.condition(batch, names)
         zt = model.process.noise(z0, noise, t)
         output, hidden = self.backbone(zt, t, condition, taps=self.taps)
@@ -227,8 +231,12 @@ class Denoising(L.LightningModule):
 
     # -- sampling ----------------------------------------------------------------------------------------------
 
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Videos (B,T,3,H,W) in [-1,1]: all that `stream` gives, in one piece."""
+        return torch.cat(list(self.stream(*args, **kwargs)), dim=1)
+
     @torch.no_grad()
-    def sample(
+    def stream(
         self,
         batch: Batch,
         known: Tensor,
@@ -236,9 +244,13 @@ class Denoising(L.LightningModule):
         negative_prompt: str = "",
         weights: str = "ema",
         progress: bool = False,
-    ) -> Tensor:
+        layout: Tensor | None = None,
+    ) -> Iterator[Tensor]:
         """Videos (B,T,3,H,W) in [-1,1] from the frames of `batch["video"]` that `known` (B,T) marks.
 
+        With `sampler.n_chunks` of more than one, chunk after chunk (B,T-1,3,H,W) follows: each has the last frame of
+        the one before as its first, which is not given again. Memory does not grow with their number.
+        layout: (B,T,3,H,W) in [-1,1], whose coarse shape a sampler with `start` follows; None: known frames at rest.
         The start noise is keyed by (seed, clip key): variants that share the seed share it.
         """
         model, names = self.model, batch["key"]
@@ -248,18 +260,45 @@ class Denoising(L.LightningModule):
         negative = self.tokens([negative_prompt]).expand(len(names), -1, -1)
         condition = self.condition(batch, names, known=known)
         shape = tuple(condition.latent.shape[1:])
-        noise = randn(shape, keyed_each(names, self.seed, "start"), self.device)
-        with self.averaged() if weights == "ema" else nullcontext():
-            latent = sampler(
-                model,
-                condition,
-                negative,
-                noise,
-                keyed_each(names, self.seed, "sampler"),
-                backbone=self.backbone,
-                progress=progress,
-            )
-        return model.codec.decode(latent).clamp(-1, 1)
+        video = batch["video"]
+        chunks = getattr(sampler, "n_chunks", 1)
+        for chunk in range(chunks):
+            part = (chunk,) if chunk else ()  # the first chunk's draws are those of a single clip
+            if getattr(sampler, "start", None) is not None:
+                told = layout is not None and not chunk
+                condition.layout = (
+                    model.codec.encode(layout) if told else still(video, condition.known, model.codec, condition.latent)
+                )
+            noise = self.noise(shape, keyed_each(names, self.seed, "start", *part), self.device)
+            with self.averaged() if weights == "ema" else nullcontext():
+                latent = sampler(
+                    model,
+                    condition,
+                    negative,
+                    noise,
+                    keyed_each(names, self.seed, "sampler", *part),
+                    backbone=self.backbone,
+                    progress=progress,
+                )
+            made = model.codec.decode(latent).clamp(-1, 1)
+            yield made[:, 1:] if chunk else made
+            if chunk + 1 < chunks:
+                condition, video = self.follow(batch, condition, latent, made)
+
+    def follow(self, batch: Batch, condition: Condition, latent: Tensor, video: Tensor) -> tuple[Condition, Tensor]:
+        """Condition of the next chunk, whose frame 0 is the last of this one, and its known pixels.
+
+        The latent itself goes on where known frames are frames of the latent clip (ConsistI2V, section 5.5); for
+        other models the last picture is encoded as any known frame is.
+        """
+        known = torch.zeros_like(condition.known)
+        known[:, 0] = True
+        video = video[:, -1:].expand_as(video)
+        if not getattr(self.model, "keeps_known", False):
+            return self.condition({**batch, "video": video}, batch["key"], known=known), video
+        told = torch.zeros_like(condition.latent)
+        told[:, 0] = latent[:, -1]
+        return replace(condition, latent=told, known=known), video
 
     # -- the average of the weights ----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,49 @@ def guide(
         return negative + scale(t) * (positive - negative)
 
     return denoise
+
+
+def guide_image(
+    model: Any,
+    condition: Condition,
+    negative_tokens: Tensor,
+    image_scale: float,
+    text_scale: float,
+    backbone: nn.Module | None = None,
+    null_frame: str = "level",
+) -> Denoiser:
+    """Three branches: none + image_scale (image - none) + text_scale (both - image).
+
+    Source: ConsistI2V's public code. For models whose known frames are frames of the clip: in the branch `none` nothing
+    is known, so that the network sees frame 0 noised like the others. null_frame: "level", as training with image
+    dropout shows it, or "start", the start noise at every step, as the public sampler does.
+    """
+    if null_frame not in ("level", "start"):
+        raise ValueError(f"sampler.null_frame is {null_frame!r}; expected level or start")
+    thrice = lambda x: None if x is None else torch.cat([x, x, x])
+    negative = negative_tokens.to(condition.tokens)
+    branches = replace(
+        condition,
+        latent=thrice(condition.latent),
+        known=torch.cat([torch.zeros_like(condition.known), condition.known, condition.known]),
+        tokens=torch.cat([negative, negative, condition.tokens]),
+        seconds_per_frame=thrice(condition.seconds_per_frame),
+    )
+    three, first = denoiser(model, branches, backbone), []
+
+    def denoise(zt: Tensor, t: int) -> Tensor:
+        first.append(zt[:, :1]) if not first else None
+        blind = torch.cat([first[0], zt[:, 1:]], dim=1) if null_frame == "start" else zt
+        none, image, both = three(torch.cat([blind, zt, zt]), t).chunk(3)
+        return none + image_scale * (image - none) + text_scale * (both - image)
+
+    return denoise
+
+
+def keep_known(denoise: Denoiser, condition: Condition) -> Denoiser:
+    """Known frames of the estimate are the known latents themselves, for models whose known frames are told exactly."""
+    known = condition.known[:, :, None, None, None]
+    return lambda zt, t: torch.where(known.to(zt.device), condition.latent, denoise(zt, t))
 
 
 def dynamic_scale(guidance: float, steps: int) -> Callable[[int], float]:

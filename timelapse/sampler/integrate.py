@@ -13,25 +13,37 @@ from timelapse.process import Process
 from timelapse.sampler.guide import Denoiser
 
 
-def timesteps(process: Process, steps: int) -> list[int]:
-    """Network times in falling order, 'trailing' spacing (arXiv:2305.08891, Table 2): the first is the last time,
-    where there is no signal."""
+def timesteps(process: Process, steps: int, spacing: str = "trailing") -> list[int]:
+    """Network times in falling order (arXiv:2305.08891, Table 2). trailing: the first is the last time, where there is
+    no signal. leading: Stable Diffusion's, with its offset of 1; 50 steps go from 981 to 1."""
     if not 1 <= steps <= process.steps or steps != int(steps):
         raise ValueError(f"sampler.steps is {steps}; expected a whole number in 1..{process.steps}, e.g. 50")
+    if spacing == "leading":
+        stride = process.steps // steps
+        return [min(1 + i * stride, process.steps - 1) for i in reversed(range(steps))]
+    if spacing != "trailing":
+        raise ValueError(f"sampler.integrate.spacing is {spacing!r}; expected trailing or leading")
     # By numpy, as in diffusers: its last bits decide which way halves are rounded, e.g. for 48 steps. For 62 numbers
     # of steps (61, 103, ...) diffusers then lists one time too many, -1; it is cut off here.
     return (np.round(np.arange(process.steps, 0, -process.steps / steps)).astype(int) - 1)[:steps].tolist()
 
 
 def ddim(
-    denoise: Denoiser, noise: Tensor, process: Process, steps: int, draw: object = None, progress: bool = False
+    denoise: Denoiser,
+    noise: Tensor,
+    process: Process,
+    steps: int,
+    draw: object = None,
+    progress: bool = False,
+    spacing: str = "trailing",
 ) -> Tensor:
-    """Deterministic DDIM, eta = 0 (Song et al. 2021, arXiv:2010.02502, eq. 12), as `CogVideoXDDIMScheduler`.
+    """Deterministic DDIM, eta = 0 (Song et al. 2021, arXiv:2010.02502, eq. 12), as diffusers' `CogVideoXDDIMScheduler`
+    and, with leading spacing, its `DDIMScheduler` with `set_alpha_to_one` (the default).
 
     noise: (B,t,c,h,w) at the first time. Returns the clean latent. `draw` is not used.
     """
     z = noise
-    for t in tqdm(timesteps(process, steps), desc="ddim", leave=False, disable=not progress):
+    for t in tqdm(timesteps(process, steps, spacing), desc="ddim", leave=False, disable=not progress):
         now, after = _alpha_bar(process, t), _alpha_bar(process, _next(process, t, steps))
         keep = math.sqrt((1 - after) / (1 - now))
         z = keep * z + (math.sqrt(after) - math.sqrt(now) * keep) * denoise(z, t)

@@ -1,4 +1,4 @@
-"""The ordinary sampler: start noise -> guided denoiser -> integrator."""
+"""The ordinary sampler: start -> guided denoiser -> integrator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from timelapse.randomness import randn
-from timelapse.sampler.guide import denoiser, dynamic_scale, guide
+from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image, keep_known
+from timelapse.sampler.init import FrameInit, FreeInit
 from timelapse.types import Condition
 
 
@@ -19,6 +20,9 @@ class Standard:
     integrate: `timelapse.sampler.integrate.ddim` or `.dpm`. steps: network evaluations (pairs, when guided), 1..1000.
     guidance: classifier-free guidance scale; 1 or less runs without the negative branch. dynamic: the pipeline's
     `use_dynamic_cfg`. progress: show a bar.
+    image_guidance, null_frame: three branches, as in `guide_image`; 1 is off. start: what the noise is turned into
+    before the first step, from `condition.layout`. refine: sample again from the last result (FreeInit).
+    n_chunks: clips in a row, each going on from the last picture of the one before (`Denoising.stream`).
     """
 
     def __init__(
@@ -28,13 +32,22 @@ class Standard:
         guidance: float = 6.0,
         dynamic: bool = False,
         progress: bool = True,
+        image_guidance: float = 1.0,
+        null_frame: str = "level",
+        start: FrameInit | None = None,
+        refine: FreeInit | None = None,
+        n_chunks: int = 1,
     ):
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"sampler.steps is {steps!r}; expected a whole number in 1..1000, e.g. 50")
         if not 0 <= guidance < 1000:
             raise ValueError(f"sampler.guidance is {guidance!r}; expected a number, e.g. 6; 1 or less is off")
+        if not isinstance(n_chunks, int) or n_chunks < 1:
+            raise ValueError(f"sampler.n_chunks is {n_chunks!r}; expected a whole number of 1 or more, e.g. 5")
         self.integrate, self.steps, self.guidance = integrate, steps, guidance
         self.dynamic, self.progress = dynamic, progress
+        self.image_guidance, self.null_frame = image_guidance, null_frame
+        self.start, self.refine, self.n_chunks = start, refine, n_chunks
 
     @torch.no_grad()
     def __call__(
@@ -53,13 +66,21 @@ class Standard:
         that variants share it. generators: one a clip, for samplers that add noise (dpm). backbone: used in the place
         of `model.backbone`. progress: overrides the constructor's.
         """
-        if self.guidance > 1:
-            if negative_tokens is None:
-                negative_tokens = model.text.encode([""] * len(noise))
+        exact = getattr(model, "keeps_known", False)
+        if self.image_guidance > 1 and not exact:
+            raise ValueError("sampler.image_guidance: this model is told the image in every branch; set it to 1")
+        if max(self.guidance, self.image_guidance) > 1 and negative_tokens is None:
+            negative_tokens = model.text.encode([""] * len(noise))
+        if self.image_guidance > 1:
+            scales = self.image_guidance, self.guidance
+            denoise = guide_image(model, condition, negative_tokens, *scales, backbone, self.null_frame)
+        elif self.guidance > 1:
             scale = dynamic_scale(self.guidance, self.steps) if self.dynamic else lambda t: self.guidance
             denoise = guide(model, condition, negative_tokens.to(noise.device), scale, backbone)
         else:
             denoise = denoiser(model, condition, backbone)
+        if exact:
+            denoise = keep_known(denoise, condition)
 
         def draw() -> Tensor:
             if generators is None:
@@ -67,4 +88,13 @@ class Standard:
             return randn(tuple(noise.shape[1:]), generators, noise.device)
 
         shown = self.progress if progress is None else progress
-        return self.integrate(denoise, noise.float(), model.process, self.steps, draw, shown)
+        integrate = lambda z: self.integrate(denoise, z, model.process, self.steps, draw, shown)
+        z = noise.float()
+        if self.start is not None:
+            if condition.layout is None:
+                raise ValueError("sampler.start: condition.layout is None; give it the latents of a still video")
+            z = self.start(z, condition.layout, model.process)
+        latent = integrate(z)
+        for _ in range(self.refine.rounds - 1 if self.refine else 0):
+            latent = integrate(self.refine.renew(latent, z, draw(), model.process))
+        return latent
