@@ -35,9 +35,7 @@ def steps_logged(folder: Path) -> int:
 def rows(folder: Path) -> dict[int, dict[str, str]]:
     merged: dict[int, dict[str, str]] = {}
     for row in read_rows(metrics(folder)):
-        # Training alone: a validation that was due between a checkpoint and the kill is not made up for yet.
-        trained = {k: v for k, v in row.items() if k.startswith("train/")}
-        merged.setdefault(int(row["step"]), {}).update(trained)
+        merged.setdefault(int(row["step"]), {}).update(row)
     return merged
 
 

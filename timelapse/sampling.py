@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
@@ -20,21 +21,30 @@ log = logging.getLogger("timelapse")
 
 
 def sample_clips(run: Any) -> None:
-    """The first `sample.count` validation clips, each from the frame(s) that `sample.frames` gives in turn."""
+    """The first `sample.count` validation clips, each from the frame(s) that `sample.frames` gives in turn.
+
+    After a fit on several processes each makes its share; a sharded network needs them all for every batch.
+    """
     cfg, clips = run.cfg, run.validation_clips
     count = min(cfg.sample.count, len(clips))
     if count < cfg.sample.count:
         log.warning(f"only {count} validation clips, {cfg.sample.count} asked for")
     sampler, frames = build(cfg.sampler), cfg.video.frames
     jobs = [(i, given(cfg.sample.frames[i % len(cfg.sample.frames)], frames)) for i in range(count)]
-    for at in tqdm(range(0, count, cfg.sample.batch_size), desc="sample", leave=False):
-        part = jobs[at : at + cfg.sample.batch_size]
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = jobs[rank::world]
+    filled = mine + jobs[:1] * (-(-count // world) - len(mine))  # as many for each; what is added is not kept
+    for at in tqdm(range(0, len(filled), cfg.sample.batch_size), desc="sample", leave=False, disable=rank > 0):
+        part = filled[at : at + cfg.sample.batch_size]
         batch = collate([clips[i] for i, _ in part])
         known = torch.stack([mask for _, mask in part])
         videos = on_device(run, batch, known, sampler)
-        for b, key in enumerate(batch["key"]):
+        for b, key in enumerate(batch["key"][: len(mine) - at]):
             save_sample(run.out / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
-    keep_only(run.out / "samples", clip_keys(clips)[:count])
+    if dist.is_initialized():
+        dist.barrier()  # process 0 goes on to measure them all
+    if rank == 0:
+        keep_only(run.out / "samples", clip_keys(clips)[:count])
 
 
 def sample_input(run: Any) -> None:

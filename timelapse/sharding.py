@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
 import torch
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -17,9 +31,10 @@ class Fsdp2(ModelParallelStrategy):
     """
 
     def __init__(self, replicas: int = 1, **kwargs):
-        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=True, **kwargs)
         self.replicas = replicas
         self.mesh: DeviceMesh | None = None
+        self.background = Background()
 
     def setup_environment(self) -> None:
         world = self.num_processes * self.num_nodes
@@ -35,6 +50,58 @@ class Fsdp2(ModelParallelStrategy):
             if self.replicas > 1
             else (init_device_mesh(kind, sizes[1:], mesh_dim_names=names[1:]))
         )
+        # Of their own, on the CPU: checkpoints are agreed on beside the training's collectives.
+        self.savers = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=2))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """A folder of shards. Only copying them to the CPU holds up the training."""
+        path = Path(self.broadcast(str(filepath)))
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        state |= {f"optimizer_{i}": o for i, o in enumerate(checkpoint.pop("optimizer_states", []))}
+        state = on_cpu(state)
+
+        def work(part: Path) -> None:
+            if self.global_rank == 0:
+                remove(part)
+                part.mkdir(parents=True)
+                torch.save(checkpoint, part / META)
+            torch.distributed.barrier(group=self.savers)
+            dcp.save(state, checkpoint_id=part, process_group=self.savers)  # ends when every process has written
+            if self.global_rank == 0:
+                publish(part, path)
+
+        self.background.hold(path, work)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Into the module and its optimizers, from shards or from one file; returns the rest.
+
+        What a checkpoint does not hold (frozen weights) stays as it is.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if is_sharded(path):
+            stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            held = get_model_state_dict(self.model)
+            state = {"state_dict": {k: v for k, v in held.items() if f"state_dict.{k}" in stored}}
+            for i, optimizer in enumerate(self.optimizers):
+                state[f"optimizer_{i}"] = get_optimizer_state_dict(self.model, optimizer)
+            dcp.load(state, checkpoint_id=path)
+            rest, whole = torch.load(path / META, map_location="cpu", weights_only=True), False
+        else:
+            rest, whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+            state = {"state_dict": rest.pop("state_dict")}
+            for i, (optimizer, numbered) in enumerate(zip(self.optimizers, rest.pop("optimizer_states", []))):
+                names = {p: name for name, p in self.model.named_parameters()}
+                listed = [names[p] for group in optimizer.param_groups for p in group["params"]]
+                state[f"optimizer_{i}"] = by_name(numbered, listed)
+        options = StateDictOptions(full_state_dict=whole, strict=False)
+        set_model_state_dict(self.model, state["state_dict"], options=options)
+        for i, optimizer in enumerate(self.optimizers):
+            set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{i}"], options=options)
+        return rest
+
+    def teardown(self) -> None:
+        self.background.wait()
+        super().teardown()
 
 
 def reshard(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.build import build, build_all, build_with, frozen
-from timelapse.cache import rank
+from timelapse.cache import rank, write
 from timelapse.finished import mark_finished
 from timelapse.randomness import keyed_seed
 
@@ -84,7 +84,7 @@ class Run:
         made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
         if not path.exists() or "fit" in self.cfg.stages:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(OmegaConf.to_yaml(OmegaConf.create(made)))
+            write(path, OmegaConf.to_yaml(OmegaConf.create(made)).encode())  # other processes read it meanwhile
 
     @cached_property
     def out(self) -> Path:
@@ -184,16 +184,18 @@ class Run:
     @cached_property
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: cfg.ckpt, else the run's newest."""
+        from timelapse.callback.checkpoint import newest
+        from timelapse.checkpoint import is_sharded
+
         if self.cfg.ckpt is not None:
             path = Path(self.cfg.ckpt)
-            path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-            if not path.exists():
+            path = path if path.is_file() or is_sharded(path) else newest(path / "checkpoints")
+            if path is None:
                 raise FileNotFoundError(
-                    f"ckpt={self.cfg.ckpt}: no such checkpoint; give a .ckpt file or a run directory"
+                    f"ckpt={self.cfg.ckpt}: no such checkpoint; give a .ckpt (file or folder) or a run directory"
                 )
             return path
-        last = self.folder / "checkpoints" / "last.ckpt"
-        return last if last.exists() else None
+        return newest(self.folder / "checkpoints")
 
 
 def cache(run: Run) -> None:
@@ -205,17 +207,18 @@ def fit(run: Run) -> None:
     """Train to cfg.train.steps, going on from the run's last checkpoint if there is one."""
     from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from timelapse.callback.checkpoint import EndOnSignal, checkpoints
+    from timelapse.callback.checkpoint import Checkpoints, Preempted, newest
     from timelapse.callback.progress import StepProgress
+    from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
+    from timelapse.sharding import Fsdp2
 
     cfg = run.cfg
     torch.manual_seed(keyed_seed(cfg.seed, "fit") % 2**63)
     data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
-    end = EndOnSignal()
+    folder = run.folder / "checkpoints"
     callbacks = [
-        checkpoints(run.folder / "checkpoints", cfg.train.checkpoint_every),
-        end,
+        Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every),
         StepProgress(),
         LearningRateMonitor("step"),
     ]
@@ -243,13 +246,16 @@ def fit(run: Run) -> None:
         val_check_interval=cfg.train.validate_every * cfg.train.accumulate,
         num_sanity_val_steps=0,
     )
-    last = run.folder / "checkpoints" / "last.ckpt"
-    if last.exists():
+    if not isinstance(trainer.strategy, Fsdp2):
+        trainer.strategy.checkpoint_io = OneFile()
+    last = newest(folder)
+    if last:
         log.info(f"going on from {last}")
-    trainer.fit(run.module, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    if end.ended:
-        log.info(f"stopped by SIGTERM at step {trainer.global_step}; the same command goes on from there")
-        raise SystemExit(143)
+    try:
+        trainer.fit(run.module, data, ckpt_path=last, weights_only=True)
+    except Preempted as stopped:
+        log.info(f"{stopped}; the same command goes on from there")
+        raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed
 
 
 def sample(run: Run) -> None:
@@ -264,7 +270,7 @@ def evaluate(run: Run) -> float | None:
     """metrics.json from samples/*.mkv."""
     from timelapse.evaluation import evaluate_run
 
-    return evaluate_run(run)
+    return evaluate_run(run) if rank() == 0 else None
 
 
 def report(run: Run) -> None:
@@ -287,6 +293,9 @@ def plan(run: Run) -> None:
 
 def export(run: Run) -> None:
     """A diffusers folder (or LoRA weights) that plain diffusers opens, from the averaged weights."""
+    if rank() != 0:
+        return
+    run = Run(run.cfg, run.folder)  # whole in this process, from the checkpoint: what was fitted may be sharded
     trained(run)
     folder = run.folder / "export"
     with run.module.averaged():
@@ -321,13 +330,15 @@ def trained(run: Run) -> None:
 def restore(run: Run) -> None:
     """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already)."""
     module = run.module
-    if module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages:
-        return
+    fitted = module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
-    module.materialise()
-    if run.checkpoint is not None:
-        state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    if not fitted:
+        module.materialise()
+    if run.checkpoint is not None and not fitted:
+        from timelapse.checkpoint import read
+
+        state = read(run.checkpoint, optimizer=False)["state_dict"]
         unknown = module.load_state_dict(state, strict=False).unexpected_keys
         unknown = [key for key in unknown if not key.startswith("losses.")]  # what a loss owns is for training only
         if unknown:
@@ -335,7 +346,7 @@ def restore(run: Run) -> None:
                 f"{run.checkpoint} does not fit model={run.cfg.model._target_}: unknown {unknown[:3]}; "
                 f"use the experiment and scale it was trained with"
             )
-    module.to(run.device)
+    module.to(run.device)  # Lightning moves it to the CPU after a fit
     for part in (run.model.codec, run.model.text):
         part.to(run.device)
 
@@ -350,6 +361,4 @@ def commit() -> str:
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -9,7 +9,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import small_run  # noqa: E402
 
+from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.checkpoint import read  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.stages import fit, restore  # noqa: E402
 
@@ -28,7 +30,7 @@ def test_stopped_and_continued_is_never_stopped(tmp_path):
     (cut / "config.yaml").unlink()  # the length of training is not part of what a run is, but of its folder's name
     fit(small_run(cut, "train.steps=6"))
     assert losses(cut) == losses(whole) and len(losses(whole)) >= 6
-    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, cut))
+    a, b = (read(newest(f / "checkpoints"))["state_dict"] for f in (whole, cut))
     assert all(torch.equal(a[k], b[k]) for k in a) and any(k.startswith("ema.") for k in a)
 
 
@@ -110,7 +112,7 @@ def sampled(run) -> torch.Tensor:
 def test_lora_checkpoints_hold_only_what_was_trained(tmp_path):
     lora = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
     fit(small_run(tmp_path, lora, "train.steps=2"))
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = read(newest(tmp_path / "checkpoints"))["state_dict"]
     assert state and all("lora" in k for k in state)
 
 

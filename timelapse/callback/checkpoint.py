@@ -1,54 +1,143 @@
-"""Checkpoints that survive a kill, and a clean end on SIGTERM."""
+"""When checkpoints are written, which stay, and a clean end on SIGTERM."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+
+from timelapse.checkpoint import is_sharded, reason, remove
 
 
-def checkpoints(folder: Path, every: int, keep: int = 2) -> ModelCheckpoint:
-    """Every `every` steps and at the end; the newest `keep` stay, `last.ckpt` is the newest.
-
-    Lightning writes to a temporary file and renames it, so a kill or a full disk leaves the previous one whole.
-    """
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename="step{step:06d}",
-        auto_insert_metric_name=False,
-        monitor="step",
-        mode="max",
-        save_top_k=keep,
-        save_last=True,
-        every_n_train_steps=every,
-        enable_version_counter=False,
-    )
+class Preempted(Exception):
+    """SIGTERM came, and everything up to this step is saved."""
 
 
-class EndOnSignal(Callback):
-    """SIGTERM (a cluster's preemption) ends training after the step in hand, with a checkpoint.
+class Checkpoints(Checkpoint):
+    """Writes `folder`/step000200.ckpt every `every` steps, before each validation and at the end; keeps the newest.
 
-    Lightning's own handler raises in the middle of the loop without saving. `ended` is True afterwards.
+    A name without another ending is a whole checkpoint: it is written aside, in the background, and renamed.
+    It gets its name after the step's row is in metrics.csv and before the validation of the step, so a run that goes
+    on from one where a validation is due (every `validate_every` steps) validates first: metrics.csv ends up as if
+    there had been no interruption.
+    SIGTERM (a cluster's preemption) saves after the step in hand and raises `Preempted`, without validating.
     """
 
-    def __init__(self) -> None:
-        self.ended = False
+    def __init__(self, folder: Path, every: int, validate_every: int, keep: int = 2):
+        self.folder, self.every, self.validate_every, self.keep = Path(folder), every, validate_every, keep
+        self.signalled, self.stop, self.saved, self.held, self.before = False, False, 0, None, None
+
+    @property
+    def last_model_path(self) -> str:
+        return str(newest(self.folder) or "")
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            for cut_short in [*self.folder.glob("*.part"), *self.folder.glob("*.held")]:
+                remove(cut_short)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self.saved = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        if self.saved and self.due(self.saved):
+            loop = trainer.fit_loop.epoch_loop.val_loop  # Lightning takes it for done when it resumes here
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.ended, all=False):
-            self.ended = trainer.should_stop = True
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if (index + 1) % trainer.accumulate_grad_batches:  # between the parts of a step there is nothing to resume
+            return
+        step, last = trainer.global_step, trainer.global_step >= trainer.max_steps > 0
+        self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False) and not last
+        if step != self.saved and (step % self.every == 0 or self.due(step) or last or self.stop):
+            path = self.folder / f"step{step:06d}.ckpt"
+            if last and self.due(step):  # nothing resumes behind the last step: it counts once it is validated
+                self.held = path
+            self.prune(trainer)
+            trainer.save_checkpoint(path.with_suffix(".held") if self.held else path)
+            self.saved = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.go_on(trainer)  # Lightning has logged the step before only now
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.go_on(trainer)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.signalled, all=False) and not self.held:
+            self.stop = True
+        self.go_on(trainer)
+
+    def go_on(self, trainer: L.Trainer) -> None:
+        writer(trainer).release()
+        if self.stop:
+            self.finish(trainer)
+            raise Preempted(f"stopped by SIGTERM after step {trainer.global_step}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        if self.ended:
-            last = Path(trainer.checkpoint_callback.dirpath) / "last.ckpt"
-            trainer.save_checkpoint(last)
+        self.finish(trainer)
+        if self.held and trainer.is_global_zero and self.held.with_suffix(".held").exists():
+            self.held.with_suffix(".held").replace(self.held)
+        self.prune(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        self._restore_signal()
+
+    def finish(self, trainer: L.Trainer) -> None:
+        """Wait for the write in hand. ValueError when it failed: what was trained since the one before is lost."""
+        self._restore_signal()
+        background = writer(trainer)
+        background.wait()
+        if background.error is not None:
+            last = newest(self.folder)
+            raise ValueError(
+                f"the last checkpoint could not be written to {self.folder} ({reason(background.error)}); make room "
+                f"and type the same command, it goes on from {last.name if last else 'the start'}"
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether the held-out loss is measured after this step."""
+        return step % self.validate_every == 0
+
+    def prune(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            writer(trainer).wait()
+            for old in whole(self.folder)[: -self.keep]:
+                remove(old)
 
     def _note(self, *_: Any) -> None:
-        self.ended = True
+        self.signalled = True
+
+    def _restore_signal(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+            self.before = None
+
+
+def writer(trainer: L.Trainer) -> Any:
+    """The strategy's Background."""
+    from timelapse.sharding import Fsdp2
+
+    strategy = trainer.strategy
+    return strategy.background if isinstance(strategy, Fsdp2) else strategy.checkpoint_io.background
+
+
+def whole(folder: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = (path for path in folder.glob("step*.ckpt") if path.is_file() or is_sharded(path))
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step")))
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint a run goes on from; None before the first."""
+    found = whole(folder)
+    return found[-1] if found else None

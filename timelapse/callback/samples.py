@@ -59,6 +59,6 @@ class Samples(Callback):
         )
         values = {f"sample/{name}": value for name, value in numbers.items() if not name.endswith("_n")}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(values, step=step - 1)  # as Lightning numbers the step just done, and its validation
             if hasattr(logger, "log_video"):  # W&B
                 logger.log_video("samples", [str(out / f"{key}.mp4") for key in batch["key"]], step=step)

@@ -1,0 +1,132 @@
+"""A run cut short anywhere and started again leaves the metrics.csv and the weights of one that was never cut."""
+
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import small_run  # noqa: E402
+
+from timelapse.callback.checkpoint import newest, whole  # noqa: E402
+from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.checkpoint import read  # noqa: E402
+from timelapse.stages import fit  # noqa: E402
+
+STEPS = 6  # validated after 4, saved after 2, 4 and 6
+
+
+def table(folder: Path) -> list[tuple]:
+    """Everything in metrics.csv but the order of its rows."""
+    return sorted((int(row["step"]), *sorted(row.items())) for row in read_rows(folder / "metrics.csv"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read(newest(folder / "checkpoints"))["state_dict"]
+
+
+def same(a: Path, b: Path) -> bool:
+    x, y = weights(a), weights(b)
+    return table(a) == table(b) and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uncut")
+    fit(small_run(folder, f"train.steps={STEPS}"))
+    return folder
+
+
+@pytest.mark.parametrize("moment", ["while", "after"])
+def test_a_validation_that_a_kill_prevented_is_made_up_for(uncut, tmp_path, moment):
+    run = small_run(tmp_path, f"train.steps={STEPS}")
+    validate, train = run.module.validation_step, run.module.training_step
+
+    def killed(*args):
+        validate(*args)
+        raise RuntimeError("killed")
+
+    def killed_later(*args):
+        if run.module.global_step == 4:
+            raise RuntimeError("killed")
+        return train(*args)
+
+    if moment == "while":
+        run.module.validation_step = killed
+    else:
+        run.module.training_step = killed_later
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(run)
+    assert newest(tmp_path / "checkpoints").name == "step000004.ckpt"
+    fit(small_run(tmp_path, f"train.steps={STEPS}"))
+    assert same(tmp_path, uncut)
+
+
+def test_the_last_step_counts_once_it_is_validated(tmp_path):
+    run = small_run(tmp_path, "train.steps=4")
+
+    def killed(*args):
+        raise RuntimeError("killed")
+
+    run.module.validation_step = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(run)
+    assert newest(tmp_path / "checkpoints").name == "step000002.ckpt"
+    fit(small_run(tmp_path, "train.steps=4"))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()].count("step000004.ckpt") == 1
+    assert any("val/denoise_t100" in row for row in read_rows(tmp_path / "metrics.csv"))
+
+
+def test_sigterm_saves_the_step_in_hand_and_leaves_its_validation_to_the_next_run(uncut, tmp_path):
+    run, step = small_run(tmp_path, f"train.steps={STEPS}"), 4
+    train = run.module.training_step
+
+    def preempted(*args):
+        if run.module.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(*args)
+
+    run.module.training_step = preempted
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        fit(run)
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert newest(tmp_path / "checkpoints").name == f"step{step:06d}.ckpt"
+    assert not any(name.startswith("val/") for row in read_rows(tmp_path / "metrics.csv") for name in row)
+    fit(small_run(tmp_path, f"train.steps={STEPS}"))
+    assert same(tmp_path, uncut)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(uncut, tmp_path, caplog):
+    run = small_run(tmp_path, f"train.steps={STEPS}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    train = run.module.training_step
+
+    def fills_up(*args):
+        if run.module.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        return train(*args)
+
+    run.module.training_step = fills_up
+    try:
+        with pytest.raises(ValueError, match="File too large.*goes on from step000002.ckpt"):
+            fit(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the one before it stays" in caplog.text
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step000002.ckpt"]
+    fit(small_run(tmp_path, f"train.steps={STEPS}"))
+    assert same(tmp_path, uncut)
+
+
+def test_the_newest_two_stay_and_what_a_kill_cut_short_goes(tmp_path):
+    fit(small_run(tmp_path, "train.steps=5", "train.checkpoint_every=1"))
+    folder = tmp_path / "checkpoints"
+    assert [p.name for p in whole(folder)] == ["step000004.ckpt", "step000005.ckpt"]
+    (folder / "step000009.ckpt.part").write_bytes(b"half")
+    (folder / "step000007.ckpt").mkdir()  # a folder without its last file is no checkpoint
+    assert newest(folder).name == "step000005.ckpt"

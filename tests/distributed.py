@@ -1,0 +1,59 @@
+"""Several processes of one run on the CPU (gloo), forked from the test so that nothing is imported again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from small import small_run
+
+
+def fit_on(
+    processes: int, folder: Path, *overrides: str, experiment: str = "finetune_only", kill_at: float | None = None
+) -> bool:
+    """Fit as `processes` ranks. Kills all of them after `kill_at` seconds, if they are still at it; True: it ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    arguments = [(rank, processes, port, folder, overrides, experiment) for rank in range(processes)]
+    ranks = [context.Process(target=_rank, args=a) for a in arguments]
+    for process in ranks:
+        process.start()
+    began = time.monotonic()
+    while any(process.is_alive() for process in ranks):
+        over = kill_at is not None and time.monotonic() - began > kill_at
+        if over or any(process.exitcode for process in ranks):  # one that fails leaves the others waiting
+            for process in ranks:
+                process.kill()
+        time.sleep(0.02)
+    codes = [process.exitcode for process in ranks]
+    if any(codes) and not (over and set(codes) <= {0, -9}):
+        raise AssertionError(f"exit codes {codes}; {folder}/rank*.log say why")
+    return not any(codes)
+
+
+def _rank(rank: int, processes: int, port: int, folder: Path, overrides: tuple[str, ...], experiment: str) -> None:
+    from timelapse.stages import fit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout = sys.stderr = (folder / f"rank{rank}.log").open("a")
+    where = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
+    trainer = ["trainer.accelerator=cpu", f"trainer.devices={processes}", "trainer.precision=32-true"]
+    try:
+        fit(small_run(folder, *trainer, *overrides, experiment=experiment))
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)  # no test of the parent runs on in here

@@ -1,0 +1,132 @@
+"""Two processes (DDP, FSDP2) are one process with the same global batch; a run goes on with more or fewer of them."""
+
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from distributed import fit_on  # noqa: E402
+from small import small_run  # noqa: E402
+
+from timelapse.callback.checkpoint import newest  # noqa: E402
+from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.checkpoint import is_sharded, read  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+# Float32 sums of another order, grown by Adam: gradients near zero turn their sign with the last bit.
+LOSS, WEIGHT = 1e-4, 2e-3
+
+# Clipping that bites, an average of weights, dREPA's projector.
+COMMON = ["train.steps=6", "train.clip_norm=0.1", "train.warmup=0", "encoder=dinov3_tiny"]
+COMMON += ["train.checkpoint_every=3", "train.validate_every=3"]
+LORA = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
+TRAINERS = {"cpu": (1, 4), "ddp": (2, 2), "fsdp": (2, 2)}  # processes, clips of each
+
+
+def fit(trainer: str, folder: Path, *overrides: str, processes: int | None = None, **options) -> bool:
+    """With 4 clips a step, whatever the number of processes."""
+    processes = processes or TRAINERS[trainer][0]
+    batch = f"train.batch_size={4 // processes}"
+    return fit_on(
+        processes, folder, f"trainer={trainer}", batch, *COMMON, *overrides, experiment="drepa_dinov3", **options
+    )
+
+
+def numbers(folder: Path) -> dict[tuple[int, str], float]:
+    """(step, name) -> what was logged; validation is averaged over ranks' batches, which have other sizes."""
+    rows = read_rows(folder / "metrics.csv")
+    return {(int(row["step"]), k): float(v) for row in rows for k, v in row.items() if "/" in k}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read(newest(folder / "checkpoints"))["state_dict"]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    x, y = numbers(a), numbers(b)
+    assert x.keys() == y.keys() and len([k for k in x if k[1] == "train/drepa"]) == 6
+    worst = max(abs(x[k] - y[k]) / max(abs(x[k]), 1e-3) for k in x)
+    assert worst < LOSS, worst
+    v, w = weights(a), weights(b)
+    assert v.keys() == w.keys()
+    gap = max((v[k] - w[k]).abs().max().item() for k in v)
+    assert gap < WEIGHT, gap
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def alone(place) -> Path:
+    assert fit("cpu", place / "alone")
+    return place / "alone"
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_processes_are_one_with_the_same_global_batch(alone, place, trainer):
+    assert fit(trainer, place / trainer)
+    assert_same(alone, place / trainer)
+    state = weights(alone)
+    assert any(k.startswith("ema.") for k in state) and any(k.startswith("losses.drepa") for k in state)
+    assert is_sharded(newest(place / trainer / "checkpoints")) == (trainer == "fsdp")
+
+
+def test_low_rank_updates_too(place):
+    assert fit("cpu", place / "lora-alone", LORA) and fit("fsdp", place / "lora-fsdp", LORA)
+    assert_same(place / "lora-alone", place / "lora-fsdp")
+    assert all("lora" in k or k.startswith("losses.") for k in weights(place / "lora-fsdp"))
+
+
+@pytest.mark.parametrize("lora", [[], [LORA]], ids=["full", "lora"])
+def test_a_run_goes_on_with_other_numbers_of_processes(alone, place, lora):
+    name = "lora" if lora else "full"
+    if lora and not (place / "lora-alone").exists():
+        fit("cpu", place / "lora-alone", LORA)
+    whole = place / "lora-alone" if lora else alone
+    for start, go_on in [("fsdp", [("cpu", 1), ("fsdp", 1), ("fsdp", 2)]), ("cpu", [("fsdp", 2), ("ddp", 2)])]:
+        cut = place / f"{name}-cut-{start}"
+        assert fit(start, cut, "train.steps=3", *lora)
+        (cut / "config.yaml").unlink()  # the length of training is part of a run's name
+        for trainer, processes in go_on:
+            again = place / f"{name}-{start}-to-{trainer}{processes}"
+            shutil.copytree(cut, again)
+            assert fit(trainer, again, *lora, processes=processes)
+            assert_same(whole, again)
+
+
+def test_killed_at_random_on_one_or_two_processes_no_clip_is_seen_twice_or_missed(alone, place):
+    """TIMELAPSE_KILLS sets how often (4)."""
+    dice, folder, kills = random.Random(1), place / "killed", 0
+    while True:
+        trainer, processes = dice.choice([("fsdp", 2), ("fsdp", 1), ("cpu", 1), ("ddp", 2)])
+        more = kills < int(os.environ.get("TIMELAPSE_KILLS", 4))
+        kill_at = 1 + 12 * dice.random() if more else None
+        if fit(trainer, folder, "train.checkpoint_every=1", processes=processes, kill_at=kill_at):
+            break
+        kills += 1
+    assert kills >= 1
+    assert_same(alone, folder)
+
+
+def test_one_diffusers_folder_comes_out_of_shards(alone, place):
+    from diffusers import CogVideoXTransformer3DModel
+
+    from timelapse.stages import export
+
+    if not (place / "fsdp").exists():
+        fit("fsdp", place / "fsdp")
+    run = small_run(place / "export", f"ckpt={place / 'fsdp'}", "stages=[export]", experiment="drepa_dinov3")
+    export(run)
+    opened = CogVideoXTransformer3DModel.from_pretrained(run.folder / "export" / "transformer")
+    average = {k.removeprefix("ema."): v for k, v in weights(place / "fsdp").items() if k.startswith("ema.")}
+    assert average
+    for name, value in opened.named_parameters():
+        assert torch.equal(value, average[f"transformer/{name.replace('.', '/')}"])
