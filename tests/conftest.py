@@ -66,3 +66,53 @@ def small_cogvideox():
         return CogVideoX(**parts, process=changes.pop("process", None) or Process(), **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_svd():
+    """Factory of a very small random SVD: 5 frames of 16x16 -> latents (5,4,4,4); attention in down, mid and up blocks.
+
+    A dict given for "unet", "vae" or "vision" changes single numbers of that part.
+    """
+    from timelapse.edm import Edm
+    from timelapse.model.svd import SVD
+
+    def make(**changes) -> SVD:
+        parts = {
+            "unet": {
+                "sample_size": 4,
+                "in_channels": 8,
+                "out_channels": 4,
+                "down_block_types": ["CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"],
+                "up_block_types": ["UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"],
+                "block_out_channels": [32, 32],
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 24,
+                "layers_per_block": 1,
+                "cross_attention_dim": 16,
+                "num_attention_heads": 2,
+                "num_frames": 5,
+            },
+            "vae": {
+                "down_block_types": ["DownEncoderBlock2D"] * 3,
+                "block_out_channels": [32, 32, 32],
+                "latent_channels": 4,
+                "layers_per_block": 1,
+                "sample_size": 16,
+                "scaling_factor": 0.18215,
+            },
+            "vision": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 224,  # what diffusers' pipeline resizes to
+                "patch_size": 56,
+                "projection_dim": 16,
+            },
+        }
+        for name, numbers in parts.items():
+            numbers.update(changes.pop(name, {}))
+        return SVD(**parts, process=changes.pop("process", None) or Edm(), **changes)
+
+    return make

@@ -1,0 +1,122 @@
+"""Our SVD against diffusers' own, and what its network of backward motion is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableVideoDiffusionPipeline
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from timelapse.build import build
+from timelapse.conditioning.end_frames import EndFrames
+from timelapse.model.svd_backbone import SvdBackbone
+from timelapse.model.svd_export import image_processor, scheduler
+from timelapse.run import CONF
+from timelapse.sampler.dual_directional import DualDirectional
+
+REVERSE = {"train": ["to_v", "to_out.0"], "rotate": "all", "delta": None}
+
+
+def picture(seed: int) -> Image.Image:
+    g = torch.Generator().manual_seed(seed)
+    small = torch.randint(0, 256, (4, 4, 3), generator=g, dtype=torch.uint8).numpy()
+    return Image.fromarray(small).resize((16, 16), Image.Resampling.BICUBIC)
+
+
+def as_video(picture: Image.Image, frames: int = 5) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+    return pixels.expand(1, frames, -1, -1, -1)
+
+
+def paper(name: str, *overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"model={name}", "model.weights=null", *overrides])
+    with torch.device("meta"):
+        return build(cfg.model)
+
+
+@pytest.mark.parametrize("steps, guidance", [(20, (1.0, 3.0)), (4, (1.0, 1.0))])
+def test_forward_weight_one_is_the_plain_pipeline(small_svd, steps, guidance):
+    model = small_svd(seed=3)
+    noise = torch.randn(1, 5, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    pipeline = StableVideoDiffusionPipeline(
+        vae=model.codec.vae,
+        image_encoder=model.codec.vision,
+        unet=model.backbone.unet,
+        scheduler=scheduler(model),
+        feature_extractor=image_processor(model),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    options = dict(height=16, width=16, num_frames=5, num_inference_steps=steps, output_type="latent")
+    options |= dict(min_guidance_scale=guidance[0], max_guidance_scale=guidance[1])
+    options |= dict(latents=noise.clone(), generator=torch.Generator().manual_seed(7))
+    expected = pipeline(picture(0), **options).frames
+
+    batch = {"key": ["a"], "video": as_video(picture(0))}
+    condition = EndFrames(last=False)(batch, model.codec, [torch.Generator().manual_seed(7)])
+    sampler = DualDirectional(steps, guidance, weights="forward", recurrence=0, progress=False)
+    got = sampler(model, condition, None, noise)
+    assert expected.std() > 0.1
+    # With few steps from 700 to 0 diffusers' rounding is larger (1.6e-5 with 5): it cancels numbers of that size.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    video = pipeline.decode_latents(expected, 5).transpose(1, 2)
+    torch.testing.assert_close(model.codec.decode(expected), video, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, frames", [("svd_paper", 14), pytest.param("svd_xt_paper", 25, marks=pytest.mark.slow)])
+def test_published_architectures_build_on_meta_with_the_papers_counts(name, frames):
+    model = paper(name, "model.reverse={train: [to_v, to_out.0], rotate: all, delta: null}")
+    with torch.device("meta"):
+        backbone = model.backbone
+    assert backbone.unet.config.num_frames == frames
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert len(trained) == 32 and len(backbone.attention.layers) == len(backbone.rotated) == 16
+    assert sum(p.numel() for p in trained) == 24_780_800
+    unet = sum(p.numel() for p in backbone.unet.parameters())
+    assert unet == 1_524_623_082 and round(100 * 24_780_800 / unet, 1) == 1.6
+    with torch.device("meta"):
+        up_alone = SvdBackbone(backbone.unet, reverse={"train": [], "rotate": "up"})
+    assert len(up_alone.rotated) == 9
+    assert model.latent_shape(frames, 576, 1024) == (frames, 4, 72, 128)
+
+
+def test_delta_moves_to_another_checkpoint_by_one_line(small_svd, tmp_path):
+    model = small_svd(seed=1, reverse=REVERSE)
+    with torch.no_grad():
+        for p in model.backbone.reverse.values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+    model.export(tmp_path / "export")
+    moved = small_svd(seed=2, unet={"num_frames": 9}, reverse={**REVERSE, "delta": str(tmp_path)})
+    own = dict(moved.backbone.unet.named_parameters())
+    delta = model.backbone.delta()
+    assert len(delta) == 2 * len(model.backbone.attention.layers) and all(d.abs().max() > 0 for d in delta.values())
+    for name, weight in moved.backbone.weights().items():
+        torch.testing.assert_close(weight, own[name] + delta[name], rtol=0, atol=1e-6)
+
+
+def test_wrong_deltas_and_numbers_are_said_in_one_line(small_svd, tmp_path):
+    with pytest.raises(FileNotFoundError, match="stages=\\[export\\]"):
+        _ = small_svd(reverse={**REVERSE, "delta": str(tmp_path)}).backbone
+    wide = small_svd(unet={"block_out_channels": [64, 32]}, reverse=REVERSE)
+    wide.export(tmp_path)
+    with pytest.raises(ValueError, match="does not fit"):
+        _ = small_svd(reverse={**REVERSE, "delta": str(tmp_path / "delta.safetensors")}).backbone
+    with pytest.raises(ValueError, match="to_q, to_k, to_v and to_out.0"):
+        _ = small_svd(reverse={**REVERSE, "train": ["to_x"]}).backbone
+    with pytest.raises(ValueError, match="make them equal"):
+        small_svd(vision={"projection_dim": 8})
+
+
+@pytest.mark.slow
+def test_a_forward_network_exports_a_pipeline_that_diffusers_opens(small_svd, tmp_path):
+    model = small_svd(seed=4)
+    model.export(tmp_path)
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tmp_path)
+    for name, value in model.backbone.unet.state_dict().items():
+        assert torch.equal(value, pipeline.unet.state_dict()[name])
+    again = small_svd(seed=5, weights=str(tmp_path))
+    batch = {"key": ["a"], "video": as_video(picture(1))}
+    told = [EndFrames()(batch, m.codec, [torch.Generator().manual_seed(1)]) for m in (model, again)]
+    assert torch.equal(told[0].latent, told[1].latent) and torch.equal(told[0].tokens, told[1].tokens)

@@ -1,0 +1,78 @@
+"""Stable Video Diffusion's image VAE with temporal decoder, and the CLIP vision model that also sees the known
+frames."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from timelapse.randomness import randn
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class SvdCodec(nn.Module):
+    """Frozen `AutoencoderKLTemporalDecoder` and `CLIPVisionModelWithProjection`.
+
+    chunk: frames encoded at a time, and clips' frames decoded at a time (the decoder looks around in time inside a
+    chunk); 0 for all at once.
+    """
+
+    temporal_compression, condition_scale = 1, 1.0
+
+    def __init__(self, vae: AutoencoderKLTemporalDecoder, vision: CLIPVisionModelWithProjection, chunk: int = 0):
+        super().__init__()
+        self.vae, self.vision = vae.eval().requires_grad_(False), vision.eval().requires_grad_(False)
+        self.spatial_compression = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scale, self.chunk = vae.config.scaling_factor, chunk
+        stats = torch.tensor([CLIP_MEAN, CLIP_STD])
+        self.register_buffer("clip_stats", stats[:, :, None, None], persistent=False)
+
+    def posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(M,3,H,W) -> mean and std (M,c,h,w), float32, not scaled."""
+        s = self.spatial_compression
+        if frames.shape[2] % s or frames.shape[3] % s:
+            raise ValueError(
+                f"svd codec: frames are {frames.shape[2]}x{frames.shape[3]}; video.height and video.width must be "
+                f"multiples of {s}"
+            )
+        parts = frames.to(self.vae.device, self.vae.dtype).split(self.chunk or len(frames))
+        pairs = [(d.mean, d.std) for d in (self.vae.encode(part).latent_dist for part in parts)]
+        mean, std = (torch.cat(rows).float() for rows in zip(*pairs))
+        return mean, std
+
+    def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,T,3,H,W) in [-1,1] -> posterior mean and std, each (B,T,c,h,w) in the UNet's units."""
+        mean, std = self.posterior(video.flatten(0, 1))
+        shape = video.shape[:2]
+        return mean.unflatten(0, shape) * self.scale, std.unflatten(0, shape) * self.scale
+
+    def encode(self, video: Tensor, generators: list[torch.Generator] | None = None) -> Tensor:
+        """(B,T,3,H,W) -> (B,T,c,h,w): posterior mean, or a sample with one generator a clip."""
+        mean, std = self.moments(video)
+        if generators is None:
+            return mean
+        return mean + std * randn(tuple(mean.shape[1:]), generators, mean.device)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B,T,c,h,w) -> (B,T,3,H,W) float32, not clamped."""
+        z = latent.to(self.vae.device).float() / self.scale
+        clips = []
+        for clip in z.to(self.vae.dtype):
+            parts = clip.split(self.chunk or len(clip))
+            clips.append(torch.cat([self.vae.decode(part, num_frames=len(part)).sample for part in parts]))
+        return torch.stack(clips).float()
+
+    def look(self, noised: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """What the UNet is told of known frames: latents (B,K,c,h,w), the posterior's mode of `noised` and not scaled;
+        and CLIP tokens (B,K,D) of `clean`. Both (B,K,3,H,W) in [-1,1]."""
+        shape = clean.shape[:2]
+        mode, _ = self.posterior(noised.flatten(0, 1))
+        size = self.vision.config.image_size
+        small = _resize_with_antialiasing(clean.flatten(0, 1).to(self.clip_stats), (size, size))
+        mean, std = self.clip_stats
+        tokens = self.vision(((small + 1) / 2 - mean).div(std).to(self.vision.dtype)).image_embeds
+        return mode.unflatten(0, shape), tokens.float().unflatten(0, shape)

@@ -1,0 +1,53 @@
+"""The baseline: time reversal fusion, one forward network seen from both ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timelapse.sampler.dual_directional import fresh_noise
+from timelapse.sampler.euler import check_steps, euler_with_jumps
+from timelapse.sampler.fuse import fused
+from timelapse.types import Condition
+
+
+class TimeReversal:
+    """TRF (Feng et al. 2024, arXiv:2403.14611) as its public code does it, which is not what the paper says.
+
+    Original SVD from the first frame and, on the reversed clip, from the last; linear weights 1 -> 0 (the paper:
+    an average) with unaveraged guidance ramps. The code blends after the Euler step, which is the same. Jumps
+    (`timelapse.sampler.euler.euler_with_jumps`): the published settings give a single one with 50 steps, from step 9
+    back to step 4; with 25 or fewer there is none.
+    """
+
+    def __init__(
+        self,
+        steps: int = 50,
+        guidance: tuple[float, float] = (1.0, 3.0),
+        jump_length: int = 5,
+        jump_times: int = 2,
+        jump_share: float = 0.8,
+        noise_ratio: float = 1.0,
+        progress: bool = True,
+    ):
+        self.steps, self.guidance, self.progress = check_steps(steps), tuple(guidance), progress
+        self.jumps = {"length": jump_length, "times": jump_times, "share": jump_share, "ratio": noise_ratio}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        condition: Condition,
+        negative_tokens: Tensor | None,
+        noise: Tensor,
+        generators: list[torch.Generator] | None = None,
+        backbone: nn.Module | None = None,
+        progress: bool | None = None,
+    ) -> Tensor:
+        """As `DualDirectional`; whatever backward motion the model was taught is left aside."""
+        denoise = fused(model, condition, backbone, "twice", "linear", self.guidance)
+        shown = self.progress if progress is None else progress
+        draw = fresh_noise(noise, generators)
+        return euler_with_jumps(denoise, noise.float(), model.process, self.steps, draw, shown, **self.jumps)
