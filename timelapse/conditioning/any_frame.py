@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from timelapse.conditioning.bank import NoiseBank
 from timelapse.conditioning.keyframes import VARIANCE, check_law, condition, draw_one, known_frames, pixels
 from timelapse.types import Batch, Codec, Condition
 
@@ -15,7 +16,8 @@ class AnyFrame:
 
     first_probability: of i = 0. The paper is silent; evenly over 49 frames it would be trained in 2 % of steps only.
     law: "uniform" over the other frames, or a list of frames to draw from evenly. variance, image_noise: as in
-    `Keyframes`. Frames that the caller fixes (`known`) are obeyed whatever the law.
+    `Keyframes`. bank: 0, or how many noises stand in for the frames before the known one's chunk, so that those are
+    not encoded at every step (`NoiseBank`). Frames that the caller fixes (`known`) are obeyed whatever the law.
     """
 
     def __init__(
@@ -24,12 +26,14 @@ class AnyFrame:
         variance: float = VARIANCE,
         law: str | list[int] = "uniform",
         image_noise: tuple[float, float] | None = None,
+        bank: int = 0,
     ):
         check_law(first_probability, variance)
         if law != "uniform" and (isinstance(law, str) or not law):
             raise ValueError(f"any_frame: law is {law!r}; expected uniform or a list of frames, e.g. [8,16]")
         self.first_probability, self.variance = first_probability, variance
         self.law, self.image_noise = law, image_noise
+        self.bank = NoiseBank(bank, variance) if bank else None
 
     def __call__(
         self, batch: Batch, codec: Codec, generators: list[torch.Generator], known: Tensor | None = None
@@ -41,4 +45,5 @@ class AnyFrame:
         frames = video.shape[1]
         others = list(range(1, frames)) if self.law == "uniform" else self.law
         drawn = [[draw_one(frames, others, self.first_probability, g)] for g in generators]
-        return condition(batch, known_frames(drawn, frames), codec, generators, self.variance, self.image_noise)
+        known = known_frames(drawn, frames)
+        return condition(batch, known, codec, generators, self.variance, self.image_noise, self.bank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from timelapse.conditioning.bank import NoiseBank
 from timelapse.randomness import randn
 from timelapse.types import Batch, Codec, Condition
 
@@ -65,6 +66,7 @@ def condition_on(
     generators: list[torch.Generator],
     variance: float = VARIANCE,
     image_noise: tuple[float, float] | None = None,
+    bank: NoiseBank | None = None,
 ) -> Tensor:
     """Latents (B,t,c,h,w) that tell a network the frames of `video` (B,T,3,H,W) marked by `known` (B,T) bool.
 
@@ -72,6 +74,7 @@ def condition_on(
     set: the known frames stand in Gaussian pixel noise of `variance`, not clamped, and the clip is encoded
     whole. Latents are samples of the posterior. Both kinds may be mixed in a batch. A clip's draws come from
     its own generator in the order image noise, filler, posterior, so that they do not depend on its neighbours.
+    bank: noise before the first known frame's chunk comes from it, and is not encoded again.
     """
     if known.shape != video.shape[:2] or known.dtype != torch.bool:
         raise ValueError(
@@ -94,9 +97,19 @@ def condition_on(
         latents.update(zip(first, padded))
     if whole:
         filler = randn(tuple(video.shape[1:]), pick(whole), video.device) * variance**0.5
+        if bank is not None:
+            chosen = [bank.choose(generators[b]) for b in whole]
+            filled = [bank.fill(x, known[b], n, codec) for x, b, n in zip(filler, whole, chosen)]
+            filler, before = torch.stack([x for x, _ in filled]), [chunks for _, chunks in filled]
         keep = known[whole][:, :, None, None, None].to(video.device)
         mixed = torch.where(keep, video[whole], filler.to(video.dtype))
-        latents.update(zip(whole, codec.encode(mixed, pick(whole))))
+        if bank is None:
+            latents.update(zip(whole, codec.encode(mixed, pick(whole))))
+        else:
+            made = [bank.moments(codec, *clip) for clip in zip(chosen, mixed, before)]
+            mean, std = (torch.cat(moments) for moments in zip(*made))
+            draw = randn(tuple(mean.shape[1:]), pick(whole), mean.device)
+            latents.update(zip(whole, mean + std * draw))
     # 1.5's VAE scales known frames unlike clips; 1 for all others.
     return torch.stack([latents[b] for b in range(len(video))]) * codec.condition_scale
 
@@ -108,9 +121,10 @@ def condition(
     generators: list[torch.Generator],
     variance: float = VARIANCE,
     image_noise: tuple[float, float] | None = None,
+    bank: NoiseBank | None = None,
 ) -> Condition:
     """`condition_on` with what else a `Condition` holds: mean seconds between frames, where the clips have times."""
-    latent = condition_on(pixels(batch), known, codec, generators, variance, image_noise)
+    latent = condition_on(pixels(batch), known, codec, generators, variance, image_noise, bank)
     seconds = batch.get("seconds")
     if seconds is not None:
         seconds = ((seconds[:, -1] - seconds[:, 0]) / (seconds.shape[1] - 1)).float()

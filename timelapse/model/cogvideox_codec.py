@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from timelapse.randomness import randn
@@ -51,7 +54,29 @@ class CogVideoXCodec(nn.Module):
                 f"cogvideox codec: video is {tuple(video.shape)}; expected (B,T,3,H,W) with T = 1 + {k}n frames and "
                 f"H, W multiples of {s}; set video.frames, video.height, video.width"
             )
-        posterior = self.vae.encode(video.transpose(1, 2).to(self.vae.device, self.vae.dtype)).latent_dist
+        return self._scaled(self.vae.encode(video.transpose(1, 2).to(self.vae.device, self.vae.dtype)).latent_dist)
+
+    def chunks(self, frames: int) -> list[tuple[int, int]]:
+        """(start, end) of the pixel frames that the VAE encodes together: 9, then 8 at a time."""
+        size = self.vae.num_sample_frames_batch_size
+        count, rest = max(frames // size, 1), frames % size
+        return [(size * i + (rest if i else 0), min(size * (i + 1) + rest, frames)) for i in range(count)]
+
+    def encode_chunk(self, video: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One chunk (B,T,3,H,W) after those that left `state` (None before the first): what `moments_of` wants of it,
+        and the state after it. Chunk by chunk this is `moments`; not with tiles, which have a state each."""
+        if self.vae.use_tiling:
+            raise ValueError(
+                "cogvideox codec: model.vae_tiling=true encodes tiles, not chunks; set conditioning.bank=0"
+            )
+        out, state = self.vae.encoder(video.transpose(1, 2).to(self.vae.device, self.vae.dtype), conv_cache=state)
+        return out if self.vae.quant_conv is None else self.vae.quant_conv(out), state
+
+    def moments_of(self, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `moments`, from all chunks of a clip."""
+        return self._scaled(DiagonalGaussianDistribution(torch.cat(chunks, dim=2)))
+
+    def _scaled(self, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
         mean, std = (x.transpose(1, 2).float() for x in (posterior.mean, posterior.std))
         return (mean - self.mean) / self.std * self.scale, std / self.std * self.scale
 
