@@ -333,7 +333,7 @@ def restore(run: Run) -> None:
     fitted = module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
-    if not fitted:
+    if not fitted and hasattr(module, "materialise"):  # others hold their network from the start
         module.materialise()
     if run.checkpoint is not None and not fitted:
         from timelapse.checkpoint import read
