@@ -1,11 +1,14 @@
 """PSNR of the shipped VAE on validation clips, and a sheet of truth over reconstruction.
 
-python experiments/pretrain_vae/measure.py [--clips 64] [--sheet reconstructions.png]
+python experiments/pretrain_vae/measure.py [--clips 64] [--sheet reconstructions.png] [--write]
+
+--write puts the numbers on the card of the shipped weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -18,7 +21,7 @@ from timelapse.loss.reconstruction import psnr
 
 
 @torch.no_grad()
-def main(clips: int, sheet: str | None) -> None:
+def main(clips: int, sheet: str | None, write: bool) -> None:
     state, card = assets.load("cogvideox_tiny_vae")
     vae = AutoencoderKLCogVideoX(**card["config"]).eval()
     vae.load_state_dict(state)
@@ -36,12 +39,15 @@ def main(clips: int, sheet: str | None) -> None:
         sparse[:, 8] = video[:, 8]
         known.append(psnr(there_and_back(sparse)[:, 8], video[:, 8]))
         for j, value in enumerate(clip[-1]):
-            processes.setdefault(data.process(i + j), []).append(value)
+            processes.setdefault(data.process(i + j), []).append(value.item())
             if i + j < 10:
                 rows += [torch.cat([v[j, t].clamp(-1, 1) for t in (0, 5, 10, 16)], 2) for v in (video, output)]
-    mean = lambda values: f"{torch.cat(values).mean():.2f} dB"
-    print(f"clips {mean(clip)}; pictures {mean(pictures)}; frame 8, known among noise, {mean(known)}")
-    print(", ".join(f"{name} {torch.stack(values).mean():.1f}" for name, values in processes.items()))
+    mean = lambda values: round(torch.cat(values).mean().item(), 2)
+    found = {"psnr_clips_dB": mean(clip), "psnr_pictures_dB": mean(pictures), "psnr_known_among_noise_dB": mean(known)}
+    found["psnr_clips_dB_by_process"] = {name: round(sum(v) / len(v), 1) for name, v in processes.items()}
+    print(json.dumps({**found, "clips": clips}, indent=2))
+    if write:
+        assets.add_numbers(assets.FOLDER / "cogvideox_tiny_vae.safetensors", {**found, "clips": clips})
     if sheet:
         half = torch.cat([torch.cat(rows[:10], 1), torch.cat(rows[10:], 1)], 2)
         Image.fromarray(((half + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, optimize=True)
@@ -51,4 +57,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--sheet")
+    parser.add_argument("--write", action="store_true")
     main(**vars(parser.parse_args()))
