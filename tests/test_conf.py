@@ -110,3 +110,21 @@ def test_help_and_cfg_import_neither_torch_nor_lightning(arguments):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF).parent)
     assert "HEAVY []" in out.stdout, out.stdout[-300:] + out.stderr[-300:]
     assert "drepa_vjepa" in out.stdout
+
+
+def test_a_slurm_job_is_as_large_as_its_trainer():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer=hsdp", "trainer.devices=8", "trainer.num_nodes=4"]
+        launcher = compose("config", overrides, return_hydra_config=True).hydra.launcher
+        assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (4, 8, 8)
+
+
+def test_the_search_recipe_composes():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["+experiment=drepa_vjepa", "+sweep=optuna"], return_hydra_config=True)
+    assert len(cfg.objective) == len(cfg.hydra.sweeper.direction) == 2
+    for key in cfg.hydra.sweeper.params:
+        assert OmegaConf.select(cfg, key) is not None, key
+    assert identity(["+sweep=optuna", "objective=val/denoise", "seed=1"]) == identity(["seed=1"])

@@ -8,10 +8,8 @@ whatever it starts ends with it; a failed job does not take the sweep along, and
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -30,9 +28,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from timelapse.finished import finished
+from timelapse.job import command, last_error, score, tail
 
 log = logging.getLogger(__name__)
-OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run")
 
 
 @dataclass
@@ -61,8 +59,8 @@ class Job:
 
 class ProcessLauncher(Launcher):
     """module: what a job runs. max_parallel: jobs at a time. env: added to a job's environment, `{slot}` is
-    replaced by the job's place among the parallel ones. objective: the entry of metrics.json that a sweeper
-    sees as result. grace: seconds between SIGTERM and SIGKILL when the sweep is stopped.
+    replaced by the job's place among the parallel ones. objective: what a sweeper sees as result (`job.score`).
+    grace: seconds between SIGTERM and SIGKILL when the sweep is stopped.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class ProcessLauncher(Launcher):
         max_parallel: int = 1,
         skip_finished: bool = True,
         env: dict[str, str] | None = None,
-        objective: str | None = None,
+        objective: str | list[str] | None = None,
         grace: float = 60.0,
     ) -> None:
         if max_parallel < 1:
@@ -144,7 +142,7 @@ class ProcessLauncher(Launcher):
         env = {key: str(value).format(slot=job.slot) for key, value in self.env.items()}
         with job.log.open("ab") as file:
             job.process = subprocess.Popen(
-                self._command(job),
+                command(self.config.hydra, job.overrides, self.module),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -152,15 +150,6 @@ class ProcessLauncher(Launcher):
                 start_new_session=True,
             )
         job.state, job.began = "running", time.monotonic()
-
-    def _command(self, job: Job) -> list[str]:
-        hydra = self.config.hydra
-        command = [sys.executable, "-m", self.module, "--config-name", hydra.job.config_name]
-        for source in hydra.runtime.config_sources:
-            if source.provider == "command-line":
-                command += ["--config-dir", source.path]
-        kept = [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
-        return [*command, *kept, *job.overrides, "hydra.mode=RUN"]
 
     def _end(self, job: Job) -> None:
         job.seconds = time.monotonic() - job.began
@@ -173,12 +162,10 @@ class ProcessLauncher(Launcher):
 
     def _succeed(self, job: Job) -> None:
         job.result.status = JobStatus.COMPLETED
-        if self.objective:
-            try:
-                metrics = json.loads((job.run_dir / "metrics.json").read_text())
-                job.result.return_value = metrics[self.objective]
-            except (OSError, ValueError, KeyError):
-                self._fail(job, f"no {self.objective} in its metrics.json (hydra.launcher.objective)")
+        try:
+            job.result.return_value = score(job.run_dir, self.objective)
+        except ValueError as error:
+            self._fail(job, str(error))
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error
@@ -240,8 +227,10 @@ class Progress:
 
     def table(self) -> None:
         self.clear()
-        rows = [f"  #{job.index:<3} {job.state:8} {job.name}" + (f"\n       {job.error}" if job.error else "")
-                for job in self.jobs]
+        rows = [
+            f"  #{job.index:<3} {job.state:8} {job.name}" + (f"\n       {job.error}" if job.error else "")
+            for job in self.jobs
+        ]
         counts = ", ".join(f"{self.count(s)} {s}" for s in ("ok", "skipped", "failed"))
         log.info("\n".join([f"{len(self.jobs)} jobs: {counts}", *rows]))
 
@@ -250,25 +239,6 @@ def clock(seconds: float) -> str:
     """3725 -> '1:02:05'."""
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
-
-
-def tail(path: Path, size: int = 8192) -> list[str]:
-    """Non-empty last lines of a log; progress bars end theirs with a carriage return."""
-    with path.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - size))
-        text = file.read().decode(errors="replace")
-    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-
-
-def last_error(path: Path, returncode: int) -> str:
-    """The line of a failed job's log that says why."""
-    if returncode < 0:
-        hint = ", out of memory?" if returncode == -signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-returncode).name}{hint}"
-    lines = [line for line in tail(path) if "HYDRA_FULL_ERROR" not in line]
-    errors = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception|Interrupt))\b:?", line)]
-    return (errors or lines or [f"exit status {returncode}, the log is empty"])[-1]
 
 
 def _signal(job: Job, number: int) -> None:

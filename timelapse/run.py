@@ -12,6 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 HERE = Path(__file__).parent
@@ -19,6 +21,7 @@ CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a 
 
 # Overrides that do not change the numbers of a run: it resumes on other hardware, in other stages.
 NEUTRAL = {"trainer", "logger", "stages", "ckpt", "input", "paths", "sample", "hydra", "experiment", "study", "cache"}
+NEUTRAL |= {"sweep", "objective"}
 NEUTRAL_KEYS = {"train.workers", "train.checkpoint_every", "train.sample_every"}
 
 
@@ -51,8 +54,12 @@ def main() -> None:
     start()
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def start(cfg: DictConfig) -> float | None:
+def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """A run, a study, or, under a launcher that calls functions, a command of its own for one job of a sweep."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from timelapse.job import run_job
+
+        return run_job(cfg)
     try:
         if "study" in cfg:
             from timelapse.study import run_study
@@ -68,5 +75,10 @@ def start(cfg: DictConfig) -> float | None:
         sys.exit(2)
 
 
+# Not as a decorator: launchers pickle `task` by its name, and importing this file in their workers adds the resolver.
+start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)
+
 if __name__ == "__main__":
-    main()
+    from timelapse import run
+
+    run.main()

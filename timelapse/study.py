@@ -20,6 +20,8 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from timelapse.job import run_job
+
 log = logging.getLogger("timelapse")
 OF_THE_STUDY = ("study", "name", "about")  # overrides that do not go to its jobs
 
@@ -55,17 +57,8 @@ def launch(jobs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     said = [o for o in own.overrides.hydra if not o.startswith("hydra.mode")]
     config = loader.load_configuration(own.job.config_name, [*said, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader, callbacks=_callbacks(config))
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=job, config=config
-    )
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job, config=config)
     return launcher.launch(jobs, initial_job_idx=0)
-
-
-def job(cfg: DictConfig) -> float | None:
-    """What launchers that work inside a process call (joblib, submitit); `process` starts a command instead."""
-    from timelapse.stages import run_stages
-
-    return run_stages(cfg)
 
 
 def _callbacks(config: DictConfig) -> Any:
