@@ -253,6 +253,8 @@ class Denoising(L.LightningModule):
         layout: (B,T,3,H,W) in [-1,1], whose coarse shape a sampler with `start` follows; None: known frames at rest.
         The start noise is keyed by (seed, clip key): variants that share the seed share it.
         """
+        if hasattr(sampler, "pixels"):  # a baseline between pictures, without a network
+            return sampler.pixels(batch["video"], known).clamp(-1, 1)
         model, names = self.model, batch["key"]
         batch = dict(batch)
         if "tokens" not in batch or self.train_text:
