@@ -57,3 +57,12 @@ def test_refuses_what_it_does_not_know():
         Denoise(view="x1")
     with pytest.raises(ValueError, match="belongs to view=x0"):
         Denoise(view="v", inverse_noise_weight=True)
+
+
+def test_given_frames_are_not_scored(step):
+    s = step()
+    s.output = s.output.clone()
+    s.output[:, 0] += 5.0
+    rest = (s.output - s.target)[:, 1:].square().flatten(1).mean(1)
+    torch.testing.assert_close(Denoise(from_frame=1)(s), rest)
+    assert (Denoise()(s) > rest).all()

@@ -16,11 +16,19 @@ class FirstFrame:
     Needs no pixels when the cache has the frame's moments (`first_mean`, `first_std`) and there is no image noise.
 
     image_noise: as in `Keyframes`. Other frames that the caller fixes (`known`) are told by the any-frame rule, so that
-    a network that never saw it can be measured on it; variance: of the noise around them.
+    a network that never saw it can be measured on it; variance: of the noise around them. dropout: share of training
+    clips told nothing (nothing known, zero latents), for guidance by the image.
     """
 
-    def __init__(self, image_noise: tuple[float, float] | None = None, variance: float = VARIANCE):
-        self.image_noise, self.variance = image_noise, variance
+    def __init__(
+        self,
+        image_noise: tuple[float, float] | None = None,
+        variance: float = VARIANCE,
+        dropout: float = 0.0,
+    ):
+        if not 0 <= dropout < 1:
+            raise ValueError(f"first_frame: dropout is {dropout}; expected a share of clips in 0..1, e.g. 0.1")
+        self.image_noise, self.variance, self.dropout = image_noise, variance, dropout
 
     @property
     def reads_pixels(self) -> bool:
@@ -33,10 +41,19 @@ class FirstFrame:
         if known is not None:
             return condition(batch, known, codec, generators, self.variance)
         if "first_mean" in batch and not self.reads_pixels:
-            return self.from_moments(batch, codec, generators)
+            return self.dropped(self.from_moments(batch, codec, generators), generators)
         video = pixels(batch)
         known = known_frames([[0]] * len(video), video.shape[1])
-        return condition(batch, known, codec, generators, self.variance, self.image_noise)
+        told = condition(batch, known, codec, generators, self.variance, self.image_noise)
+        return self.dropped(told, generators)
+
+    def dropped(self, condition: Condition, generators: list[torch.Generator]) -> Condition:
+        """Some clips are told nothing."""
+        if self.dropout:
+            told = torch.tensor([torch.rand((), generator=g).item() >= self.dropout for g in generators])
+            condition.known = condition.known & told[:, None].to(condition.known.device)
+            condition.latent = condition.latent * told[:, None, None, None, None].to(condition.latent)
+        return condition
 
     def from_moments(self, batch: Batch, codec: Codec, generators: list[torch.Generator]) -> Condition:
         """The same from the cached posterior of frame 0, with the same draws."""

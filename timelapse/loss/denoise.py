@@ -19,12 +19,13 @@ class Denoise(nn.Module):
 
     view: "v" (default): the network's own target, right for any process. "x0": error of the clean latent,
     = sigma^2 v-MSE; "eps": error of the noise, = alpha^2 v-MSE, which at zero terminal SNR is 0 and teaches nothing.
+    from_frame: latent frames before it are given, not scored; 1 for models whose first frame goes in clean.
     inverse_noise_weight: multiply by 1 / (1 - abar), the weight of CogVideoX's public training code; only for x0.
     """
 
     taps = ()
 
-    def __init__(self, weight: float = 1.0, view: str = "v", inverse_noise_weight: bool = False):
+    def __init__(self, weight: float = 1.0, view: str = "v", inverse_noise_weight: bool = False, from_frame: int = 0):
         super().__init__()
         if view not in VIEWS:
             raise ValueError(f"denoise: view={view!r} is unknown; choose one of {', '.join(VIEWS)}")
@@ -33,9 +34,10 @@ class Denoise(nn.Module):
         self.weight = weight
         self.view = view
         self.inverse_noise_weight = inverse_noise_weight
+        self.from_frame = from_frame
 
     def forward(self, step: Step) -> Tensor:  # (B,)
-        error = (step.output.float() - step.target.float()).square().flatten(1).mean(1)
+        error = (step.output.float() - step.target.float())[:, self.from_frame :].square().flatten(1).mean(1)
         if self.view == "eps":
             return error * step.alpha.float().flatten().square()
         if self.view == "x0" and not self.inverse_noise_weight:

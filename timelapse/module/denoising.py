@@ -254,7 +254,8 @@ class Denoising(L.LightningModule):
         The start noise is keyed by (seed, clip key): variants that share the seed share it.
         """
         if hasattr(sampler, "pixels"):  # a baseline between pictures, without a network
-            return sampler.pixels(batch["video"], known).clamp(-1, 1)
+            yield sampler.pixels(batch["video"], known).clamp(-1, 1)
+            return
         model, names = self.model, batch["key"]
         batch = dict(batch)
         if "tokens" not in batch or self.train_text:
@@ -306,6 +307,8 @@ class Denoising(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        if hasattr(self.backbone, "constrain"):  # weights that have a range
+            self.backbone.constrain()
         if self.ema:
             self.update_average()
 

@@ -1,0 +1,78 @@
+"""Where a part's weights come from: a hub or folder, a shipped file, or a seed; checked against the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from timelapse import assets
+
+
+def is_hub(source: str | None) -> bool:
+    """A hub id or a folder, not the name of a shipped weight."""
+    return source is not None and ("/" in source or Path(source).is_dir())
+
+
+def meta() -> bool:
+    return torch.get_default_device().type == "meta"
+
+
+def from_hub(model: str, load: Callable, source: str, folder: str, **options: Any) -> Any:
+    """`load(source, subfolder=folder)`; what went wrong and what to type, where it does not open."""
+    try:
+        return load(source, subfolder=folder, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{model}: cannot open '{folder}' of model.weights={source}: {reason} Download it with "
+            f"`hf download {source} --local-dir DIR` (accept its licence on the hub first if it is gated) and set "
+            f"model.weights=DIR, or set model.weights=null for random weights"
+        ) from error
+
+
+def shipped(model: str, part: str, source: str, module: nn.Module, numbers: dict[str, Any]) -> None:
+    """Fill a module from `timelapse/assets`."""
+    state, card = assets.load(source)
+    compare(model, part, source, numbers, card.get("config", {}))
+    module.load_state_dict(state)
+
+
+def compare(model: str, part: str, source: str, numbers: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Numbers of a config that differ from those of the weights are an error."""
+    plain = lambda value: list(value) if isinstance(value, tuple) else value
+    for key, value in numbers.items():
+        if key in theirs and plain(theirs[key]) != plain(value):
+            raise ValueError(
+                f"{model}: the weights '{source}' have {part}.{key}={theirs[key]}, the config says {value}; "
+                f"set model.{part}.{key}={theirs[key]} or choose other model.weights"
+            )
+
+
+def fill(backbone: nn.Module, start: Callable[[], nn.Module]) -> None:
+    """Fill a backbone that was built on meta, sharded or not, and given memory by `to_empty`.
+
+    Process 0 builds the starting weights on its CPU by `start` and sends each process its shard.
+    """
+    from torch.distributed import get_rank, is_initialized
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    state = {}
+    if not is_initialized() or get_rank() == 0:
+        with torch.device("cpu"):
+            state = start().state_dict()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
+    set_model_state_dict(backbone, state, options=options)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, torch's global generators start from `seed`; after, they are as before."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        yield
