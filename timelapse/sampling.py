@@ -85,11 +85,11 @@ def keep_only(folder: Path, keys: list[str]) -> None:
 
 
 def given(frames: int | list[int], length: int) -> Tensor:
-    """(T,) bool: which pixel frames the network is told. ValueError outside of the clip."""
+    """(T,) bool: which pixel frames the network is told; -1 is the last. ValueError outside of the clip."""
     frames = [frames] if isinstance(frames, int) else list(frames)
-    bad = [f for f in frames if not 0 <= f < length]
+    bad = [f for f in frames if not -length <= f < length]
     if bad or not frames:
-        raise ValueError(f"frame {bad} is outside the clip of {length} frames; use 0..{length - 1}")
+        raise ValueError(f"frame {bad} is outside the clip of {length} frames; use 0..{length - 1}, or -1 for the last")
     known = torch.zeros(length, dtype=torch.bool)
     known[frames] = True
     return known

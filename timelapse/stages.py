@@ -89,7 +89,7 @@ class Run:
     @cached_property
     def out(self) -> Path:
         """Where samples, numbers and page go: the run itself, or a folder in it for the user's own pictures."""
-        image = self.cfg.input.image
+        image = self.cfg.input.frames or self.cfg.input.image
         if image is None:
             return self.folder
         first = image if isinstance(image, str) else image[0]
@@ -263,6 +263,10 @@ def sample(run: Run) -> None:
     from timelapse.sampling import sample_clips, sample_input
 
     restore(run)
+    if run.cfg.input.frames is not None:
+        from timelapse.inbetween import sample_between
+
+        return sample_between(run)
     (sample_input if run.cfg.input.image is not None else sample_clips)(run)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timelapse.dataset.failures import FAILURES, flicker, freeze, splice, zigzag
-from timelapse.dataset.world.processes import PROCESSES, draw_identity, render, stranger
+from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, draw_identity, render, stranger
 from timelapse.randomness import keyed
 
 
@@ -22,7 +22,8 @@ class Synthetic(Dataset):
     version can be compared in pairs, and the same clip can be had at another length or size in pixels.
 
     size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
-    processes: names to take, None for all. failure: one of `FAILURES`, planted into every clip, or None.
+    processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
+    None.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -42,9 +43,9 @@ class Synthetic(Dataset):
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
-            if name not in PROCESSES:
+            if name not in SCENARIOS:
                 raise ValueError(f"synthetic: no process is called {name!r}; "
-                                 f"set dataset.processes to some of [{','.join(PROCESSES)}]")
+                                 f"set dataset.processes to some of [{','.join(SCENARIOS)}]")
         if failure is not None and failure not in FAILURES:
             raise ValueError(f"synthetic: no failure is called {failure!r}; "
                              f"set dataset.failure to null or one of {', '.join(FAILURES)}")
@@ -72,10 +73,10 @@ class Synthetic(Dataset):
         return self.names[index % len(self.names)]
 
     def identity(self, index: int) -> dict[str, float]:
-        """Ground truth of a clip: its process by number (`process`, in the order of PROCESSES) and all that was
+        """Ground truth of a clip: its process by number (`process`, in the order of SCENARIOS) and all that was
         drawn for it, e.g. `petal_hue`; the names differ between processes."""
         name = self.process(index)
-        return {"process": list(PROCESSES).index(name)} | draw_identity(name, self._draw(index, "identity"))
+        return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
 
     def clean_stage(self, index: int) -> Tensor:
         """(T,) strictly increasing progress from U(0, 0.15) to U(0.8, 1), at an uneven pace."""
@@ -108,7 +109,7 @@ class Synthetic(Dataset):
             video, mask = splice(video, other_video), splice(mask, other_mask)
         if self.failure == "flicker":
             video = flicker(video, self._draw(index, "flicker"))
-        scenario = PROCESSES[name]
+        scenario = SCENARIOS[name]
         shortest, longest = scenario.seconds
         u = torch.rand((), generator=self._draw(index, "seconds"), dtype=torch.float64)
         duration = shortest * (longest / shortest) ** u

@@ -107,6 +107,9 @@ class SvdBackbone(nn.Module):
             raise ValueError("svd: alignment losses that read hidden tokens are not supported; use loss=[denoise]")
         if motion not in MOTIONS:
             raise ValueError(f"svd: motion={motion!r}; choose one of {', '.join(MOTIONS)}")
+        wanted = self.unet.config.num_frames
+        if zt.shape[1] < wanted:
+            raise ValueError(f"svd: {zt.shape[1]} frames, but this network makes {wanted}; set video.frames={wanted}")
         first, last = ends(condition, both=motion != "forward")
         if motion == "forward":
             return self.run(zt, t, *first), {}

@@ -11,6 +11,7 @@ from torch import Tensor
 from timelapse.dataset.world.canvas import Canvas
 from timelapse.dataset.world.forest import LANDSCAPE, MUSHROOM, landscape, mushroom
 from timelapse.dataset.world.kitchen import CANDLE, DOUGH, ICE, TEA, candle, dough, ice, tea
+from timelapse.dataset.world.motion import BALL, CAR, HOURGLASS, VINE, WALKER, ball, car, hourglass, vine, walker
 from timelapse.dataset.world.plants import FLOWER, FRUIT, SEEDLING, TREE, flower, fruit, seedling, tree
 from timelapse.dataset.world.scene import scatter, sway
 
@@ -42,10 +43,20 @@ PROCESSES: dict[str, Scenario] = {
     "tea": Scenario(tea, TEA, "time-lapse of tea steeping", (180.0, 600.0)),
 }
 
+# Directional motion; only where a config names it, so that the ten processes above stay what they are.
+MOTIONS: dict[str, Scenario] = {
+    "car": Scenario(car, CAR, "a car driving by", (2.0, 6.0)),
+    "walker": Scenario(walker, WALKER, "a person walking by", (4.0, 10.0)),
+    "ball": Scenario(ball, BALL, "a ball rolling down a slope", (1.0, 4.0)),
+    "hourglass": Scenario(hourglass, HOURGLASS, "sand running through an hourglass", (30.0, 600.0)),
+    "vine": Scenario(vine, VINE, "time-lapse of a vine growing", (5 * DAY, 30 * DAY)),
+}
+SCENARIOS = PROCESSES | MOTIONS
+
 
 def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
     """What makes one clip's subject and place its own: a number for every range of the process."""
-    ranges = PLACE | PROCESSES[process].ranges | {"own": (0, 2**31)}
+    ranges = PLACE | SCENARIOS[process].ranges | {"own": (0, 2**31)}
     drawn = torch.rand(len(ranges), generator=generator, dtype=torch.float64).tolist()
     who: dict[str, float] = {}
     for (name, allowed), u in zip(ranges.items(), drawn):
@@ -68,7 +79,7 @@ def render(
     frames = len(stage)
     time = torch.linspace(0, 1, frames).view(-1, 1, 1)
     canvas = Canvas(height, width)
-    PROCESSES[process].paint(canvas, who, stage.view(-1, 1, 1).float(), time)
+    SCENARIOS[process].paint(canvas, who, stage.view(-1, 1, 1).float(), time)
     flicker = 0.012 * (scatter(who["seed"], "light", frames).view(-1, 1, 1) - 0.5)
     light = 0.985 + flicker + 0.8 * sway({"seed": who["seed"] + 1}, time)
     canvas.shade(light)

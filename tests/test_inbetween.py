@@ -1,0 +1,170 @@
+"""Chains of keyframes, any number of frames between, and whole runs at the smallest size."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from timelapse.build import frozen  # noqa: E402
+from timelapse.dataset.write import read_video  # noqa: E402
+from timelapse.inbetween import chain, fill, gaps_of  # noqa: E402
+from timelapse.run import CONF  # noqa: E402
+from timelapse.stages import Run, evaluate, export, fit, sample  # noqa: E402
+
+SMALL = [
+    "trainer=cpu",
+    "model.weights=null",
+    "model.unet.block_out_channels=[32,32]",
+    "model.unet.num_attention_heads=[2,2]",
+    "model.unet.num_frames=4",
+    "model.vae.block_out_channels=[32,32]",
+    "model.vae.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
+    "video={frames: 4, height: 8, width: 8}",
+    "dataset.size=4",
+    "train.validation_clips=2",
+    "train.batch_size=2",
+    "train.steps=2",
+    "train.validate_every=2",
+    "train.checkpoint_every=1",
+    "sample.count=2",
+    "sample.batch_size=2",
+    "metric=[motion_direction,truth_psnr,fidelity_psnr]",
+]
+
+
+def small_run(folder: Path, *overrides: str, experiment: str = "svd_backward") -> Run:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        steps = [] if any("sampler=" in o for o in overrides) else ["sampler.steps=2", "sampler.recurrence=1"]
+        cfg = compose(
+            "config", [f"+experiment={experiment}", *SMALL, f"paths.cache={folder}/cache", *overrides, *steps]
+        )
+    run = Run(frozen(cfg), folder)
+    run.freeze()
+    return run
+
+
+def straight(pairs: torch.Tensor, keys: list[str]) -> torch.Tensor:
+    """A network that knows the truth: numbers grow evenly from one end to the other, in 5 frames."""
+    t = torch.linspace(0, 1, 5).reshape(1, 5, 1, 1, 1)
+    return (1 - t) * pairs[:, :1] + t * pairs[:, 1:]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 15, 20, 70])
+def test_any_number_of_frames_lies_evenly_between(count):
+    first, last = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    frames = fill(first, last, count, straight, "k")
+    assert frames.shape == (count, 3, 1, 1)
+    wanted = torch.arange(1, count + 1) / (count + 1)
+    finest = 1.0
+    while finest > 1 / (count + 1) + 1e-9:
+        finest /= 4
+    exact = count in (0, 1, 3, 7, 15)  # count + 1 divides or is a power of 4
+    assert (frames[:, 0, 0, 0] - wanted).abs().max().item() <= (1e-6 if exact else finest / 2 + 1e-6) if count else True
+
+
+def test_a_chain_shows_each_keyframe_once_as_given_and_asks_once_a_gap():
+    pictures = torch.tensor([0.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 3, 2, 2)
+    asked = []
+
+    def make(pairs, keys):
+        asked.extend(keys)
+        return straight(pairs, keys)
+
+    video, places = chain(pictures, [3, 1], make, "key")
+    assert places == [0, 4, 6] and len(video) == 7
+    assert torch.equal(video[places], pictures) and asked == ["key/0", "key/1"]
+    torch.testing.assert_close(video[:, 0, 0, 0], torch.tensor([0, 0.25, 0.5, 0.75, 1, 0.5, 0]))
+    assert gaps_of(None, 2, 14) == [12, 12] and gaps_of(3, 2, 14) == [3, 3] and gaps_of([3, 1], 2, 14) == [3, 1]
+    with pytest.raises(ValueError, match="each of the 2 gaps"):
+        gaps_of([1, 2, 3], 2, 14)
+
+
+def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_path):
+    run = small_run(tmp_path)
+    before = {n: p.detach().clone() for n, p in run.model.backbone.named_parameters()}
+    fit(run)
+    moved = {n for n, p in run.model.backbone.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if n.startswith("reverse.")} and len(moved) == 8
+    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    assert {k.split(".")[0] for k in state} == {"backbone", "ema"}
+    assert all("reverse" in k for k in state)
+    sample(run)
+    evaluate(run)
+    export(run)
+    assert (tmp_path / "metrics.json").exists() and (tmp_path / "export" / "delta.safetensors").exists()
+
+    again = small_run(tmp_path / "other", f"model.reverse.delta={tmp_path}", "model.seed=1", "stages=[sample]")
+    delta = run.model.backbone.delta()
+    with run.module.averaged():
+        delta = run.model.backbone.delta()
+    for name, d in again.model.backbone.delta().items():
+        torch.testing.assert_close(d, delta[name], rtol=0, atol=1e-6)
+
+
+def test_loss_is_algorithm_one_with_the_clean_target(small_svd):
+    """v of the reversed clip, alpha flip(eps) - sigma flip(z): the plain loss of a network that flips inside."""
+    from timelapse.model.attention import Maps, Use
+    from timelapse.types import Condition
+
+    model = small_svd(seed=2, reverse={"train": ["to_v", "to_out.0"], "rotate": "all", "delta": None})
+    g = torch.Generator().manual_seed(4)
+    z, eps = torch.randn(2, 1, 5, 4, 4, 4, generator=g)
+    latent = torch.zeros(1, 5, 4, 4, 4)
+    latent[:, [0, -1]] = torch.randn(1, 2, 4, 4, 4, generator=g)
+    condition = Condition(latent, torch.ones(1, 5, dtype=torch.bool), torch.randn(1, 2, 16, generator=g))
+    t, process, backbone = torch.tensor([2.5]), model.process, model.backbone
+    with torch.no_grad():
+        output, _ = backbone(process.noise(z, eps, t), t, condition)
+        ours = (output - process.target(z, eps, t)).square().mean()
+        maps, layers = Maps(), backbone.rotated
+        zt = process.noise(z, eps, t)
+        with backbone.attention.use(Use(record=maps, layers=layers)):
+            backbone.run(zt, t, latent[:, 0], condition.tokens[:, :1])
+        with backbone.attention.use(Use(replay=maps, layers=layers, weights=backbone.weights())):
+            said = backbone.run(zt.flip(1), t, latent[:, -1], condition.tokens[:, 1:])
+        alpha, sigma = 1 / 7.25**0.5, 2.5 / 7.25**0.5
+        algorithm = (said - (alpha * eps.flip(1) - sigma * z.flip(1))).square().mean()
+        printed = (said - (alpha * eps.flip(1) - sigma * zt.flip(1))).square().mean()
+    torch.testing.assert_close(ours, algorithm, rtol=1e-5, atol=1e-6)
+    assert (printed - algorithm).abs() > 0.01
+
+
+def picture(path: Path, seed: int, size: tuple[int, int]) -> str:
+    g = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (*size, 3), generator=g, dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_own_pictures_of_any_size_become_one_video(tmp_path, caplog):
+    files = [picture(tmp_path / f"{n}.png", n, size) for n, size in enumerate([(9, 12), (20, 8), (8, 8)])]
+    files[2] = files[1]
+    with caplog.at_level("INFO"):
+        run = small_run(
+            tmp_path / "run", f"input.frames=[{','.join(files)}]", "input.between=[2,5]", "sampler=crossfade"
+        )
+        sample(run)
+    assert "12x9 fitted to 8x8" in caplog.text and "the same picture as the one before it" in caplog.text
+    (video,) = (run.out / "samples").glob("*n00.mkv")
+    assert len(read_video(video)) == 10
+    evaluate(run)  # fidelity at the given places
+
+
+def test_wrong_pictures_are_one_clear_line(tmp_path):
+    a = picture(tmp_path / "a.png", 1, (8, 8))
+    for frames, line in ((f"[{a}]", "give two or more"), (f"[{a},{tmp_path}/no.jpg]", "no.jpg is not there")):
+        with pytest.raises((ValueError, FileNotFoundError), match=line):
+            sample(small_run(tmp_path / "run", f"input.frames={frames}"))
+    with pytest.raises(ValueError, match="set video.frames=4"):
+        sample(small_run(tmp_path / "short", f"input.frames=[{a},{a}]", "video.frames=3"))
+    with pytest.raises(ValueError, match="told the first frame or both ends"):
+        sample(small_run(tmp_path / "middle", "sample.frames=[2]"))
+    with pytest.raises(ValueError, match="give both ends"):
+        sample(small_run(tmp_path / "one", "sample.frames=[0]"))
