@@ -16,6 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from timelapse.errors import MISTAKES, check_added, one_line
+
 HERE = Path(__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a wheel, else a checkout
 
@@ -47,11 +49,20 @@ OmegaConf.register_new_resolver("identity", identity, replace=True)
 
 def main() -> None:
     """Entry of `python -m timelapse.run` and of the console script `timelapse`."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    # Hydra's own report of a typo takes a screen: it raises instead, and one line is printed. The user's wish for
+    # tracebacks is kept beside it, for jobs started from here too.
+    traceback = os.environ.setdefault("TIMELAPSE_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     from timelapse.launcher import register  # light: no torch
 
     register()
-    start()
+    try:
+        start()
+    except MISTAKES as error:
+        if traceback:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
@@ -61,6 +72,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
         return run_job(cfg)
     try:
+        check_added(HydraConfig.get().overrides.task, cfg)
         if "study" in cfg:
             from timelapse.study import run_study
 
@@ -69,7 +81,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
         return run_stages(cfg)
     except (ValueError, FileNotFoundError) as error:  # the user's: one line, no traceback
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("TIMELAPSE_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
