@@ -1,0 +1,36 @@
+"""A mistake on the command line is answered by one line that says what there is."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from timelapse.errors import MISTAKES, check_added, one_line
+from timelapse.run import CONF
+
+
+def answer(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(MISTAKES) as caught:
+        compose("config", list(overrides))
+    return one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("+experiment=drepa_vjpa", "did you mean drepa_vjepa?"),
+        ("scale=papr", "did you mean paper?"),
+        ("sampler.stepz=3", "did you mean steps?"),
+        ("trainer=abacus", "there are auto, cpu, ddp, fsdp, gpu, hsdp"),
+        ("loss=[denoise,drpa]", "did you mean drepa?"),
+        ("modl=x", "did you mean model?"),
+    ],
+)
+def test_one_line_names_what_was_meant_or_what_there_is(typed, said):
+    line = answer(typed)
+    assert said in line and "\n" not in line
+
+
+def test_an_added_key_like_a_known_one_is_a_mistake_and_any_other_is_not():
+    with pytest.raises(ValueError, match=r"did you mean \+experiment=drepa_vjepa\?"):
+        check_added(["+experimet=drepa_vjepa"], ["model", "loss", "experimet"])
+    fine = ["+experiment=x", "+loss.drepa.margin=1", "+study=y", "+mine=3", "model=x", "~loss"]
+    check_added(fine, ["model", "loss", "mine"])

@@ -1,0 +1,58 @@
+"""What is wrong with a command line, in one line: what was typed, what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+MISTAKES = (HydraException, OmegaConfBaseException)
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's message without its search path and pointers; with what there is to choose from, the likeliest first."""
+    said = [line.strip().removeprefix("In 'config': ") for line in str(error).splitlines() if line.strip()]
+    first = said[0] if said else type(error).__name__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = error.options or options_of(group)
+        if options:
+            return f"{group}={name}: there is no such {group}; {choice(name, options)}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(parent, DictConfig) and getattr(cause, "key", None) is not None:
+        return f"{first.rstrip('.')}; {choice(str(cause.key), [str(k) for k in parent])}"
+    return "; ".join([first, *(line for line in said[1:2] if line.startswith("To append"))])
+
+
+def options_of(group: str) -> list[str]:
+    """Files of a config group."""
+    from timelapse.run import CONF
+
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def choice(typed: str, options: Iterable[str]) -> str:
+    """'did you mean x?' where one of the options is near, else all of them."""
+    options = list(options)
+    near = get_close_matches(typed, options, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}"
+
+
+def check_added(overrides: Iterable[str], keys: Iterable[str]) -> None:
+    """`+experimet=x` adds a key that nobody reads, which Hydra allows: ValueError where one like it is known.
+
+    keys: of the composed config, those that were added among them.
+    """
+    from timelapse.run import CONF
+
+    added = {o: o.lstrip("+").split("=")[0].split(".")[0].split("@")[0] for o in overrides if o.startswith("+")}
+    known = {*keys} - {*added.values()} | {path.stem for path in CONF.iterdir()}
+    for override, key in added.items():
+        near = get_close_matches(key, known, n=1)
+        if key not in known and near:
+            meant = override.replace(key, near[0], 1)
+            raise ValueError(f"{override}: nothing reads {key!r}; did you mean {meant}?")
