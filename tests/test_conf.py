@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from timelapse.build import build, build_all, frozen
 from timelapse.run import CONF, identity
+from timelapse.stages import differs
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 
@@ -110,6 +111,12 @@ def test_help_and_cfg_import_neither_torch_nor_lightning(arguments):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF).parent)
     assert "HEAVY []" in out.stdout, out.stdout[-300:] + out.stderr[-300:]
     assert "drepa_vjepa" in out.stdout
+
+
+def test_a_run_goes_on_when_a_part_has_learned_a_new_number_but_not_with_another_method():
+    part = {"_target_": "a.B", "x": 1}
+    assert not differs({"p": part}, {"p": {**part, "new": 0}}) and differs(part, {**part, "x": 2})
+    assert differs({"denoise": part}, {"denoise": part, "drepa": part}) and differs(part, {**part, "_target_": "a.C"})
 
 
 def test_a_slurm_job_is_as_large_as_its_trainer():

@@ -33,8 +33,8 @@ def evaluate_run(run: Any) -> float | None:
         raise ValueError(f"{folder} has no samples to measure; add the stage: stages=[sample,evaluate,report]")
     metrics = build_all(run.cfg.metric)
     bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
-    numbers, per_clip = evaluate(metrics, bar)
-    real, _ = evaluate(metrics, truths(folder, list(chosen)))  # what SC and MD of the real clips are
+    numbers, per_clip = evaluate(metrics, bar, alone=True)
+    real, _ = evaluate(metrics, truths(folder, list(chosen)), alone=True)  # what SC and MD of the real clips are
     n = {name: numbers.get(f"{name}_n") for name in metrics}
     save_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
     save_json(

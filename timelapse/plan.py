@@ -1,24 +1,29 @@
-"""The plan stage: memory per device, counted on the meta device before any weight is loaded.
+"""The plan stage: memory and arithmetic per device, counted on the meta device before any weight is loaded.
 
 Parameters, gradients, optimizer and average are exact counts. Activations follow Korthikanti et al. 2022
 (arXiv:2205.05198, eq. 2 without the attention matrix, which SDPA never stores): 34 bytes per token and width for a
 16-bit block, of which 2 remain when the block is recomputed. What no formula sees (allocator slack, communication
-buffers) is not in the sum.
+buffers) is not in the sum. Floating-point operations are counted by torch as a training step runs on the meta device,
+so LoRA and recomputation are in them; the codec and encoders are not.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
 
 from timelapse.build import build
+from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
 GIB = 2**30
+PEAK = {"A100": 312e12, "H100": 989e12}  # dense bfloat16 operations a second, as the data sheets have it
+USED = 0.4  # share of the peak that large transformers reach in training; 0.3 to 0.5 is published
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Counts:
     width: int
     tokens: int  # video and text tokens of one clip
     frozen: dict[str, int]  # codec, text encoder: parameters
+    flops: float = 0.0  # of one clip, forward and backward
 
 
 def memory(
@@ -40,25 +46,27 @@ def memory(
     checkpointing: bool = True,
     half: bool = True,
     ema: bool = True,
-    frozen_resident: bool = True,
     frozen_bytes: int = 4,
+    weight_bytes: int = 4,
 ) -> dict[str, float]:
-    """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP)."""
+    """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP).
+
+    weight_bytes: of a weight that is not trained; those that are have 4.
+    """
     word = 2 if half else 4
     per_block = 34 * counts.tokens * counts.width * word / 2
     kept = counts.blocks * (2 * counts.tokens * counts.width * word / 2) if checkpointing else counts.blocks * per_block
     live = per_block if checkpointing else 0.0
     largest = counts.parameters / counts.blocks  # FSDP gathers one block at a time, and prefetches the next
     rows = {
-        "parameters (fp32)": 4 * counts.parameters / shards,
+        "parameters": (4 * counts.trained + weight_bytes * (counts.parameters - counts.trained)) / shards,
         "gradients (fp32)": 4 * counts.trained / shards,
         "AdamW moments (fp32)": 8 * counts.trained / shards,
         "average of weights (fp32)": 4 * counts.trained / shards if ema else 0,
         "gathered blocks": 2 * word * largest if shards > 1 else (2 * counts.parameters if half else 0),
         "activations": batch_size * (kept + live),
     }
-    if frozen_resident:
-        rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
+    rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
     rows = {name: value / GIB for name, value in rows.items()}
     return rows | {"sum": sum(rows.values())}
 
@@ -79,6 +87,40 @@ def count(cfg: DictConfig) -> Counts:
         width=backbone.width,
         tokens=t * h * w + model.text.length,
         frozen=frozen,
+        flops=flops(model, backbone, cfg),
+    )
+
+
+def flops(model: Any, backbone: torch.nn.Module, cfg: DictConfig) -> float:
+    """Operations of one clip's training step, counted by running it on the meta device; 2 for each multiply-add."""
+    meta = {"device": "meta"}
+    video = cfg.video
+    zt = torch.empty(1, *model.latent_shape(video.frames, video.height, video.width), **meta)
+    tokens = torch.empty(1, model.text.length, cfg.model.text.d_model, **meta)
+    known = torch.zeros(1, video.frames, dtype=torch.bool, **meta)
+    condition = Condition(torch.empty_like(zt), known, tokens)
+    with FlopCounterMode(display=False) as counter:
+        output, _ = backbone(zt, torch.zeros(1, dtype=torch.long, **meta), condition)
+        output.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
+    """GiB per device, row by row, of this config on so many devices."""
+    strategy = cfg.trainer.strategy
+    shards = 1 if isinstance(strategy, str) else max(1, devices // strategy.replicas)
+    wide = lambda dtype: 4 if dtype == "float32" else 2
+    if cfg.cache.enabled:  # captions are embedded beforehand, and the text encoder leaves the device
+        counts = replace(counts, frozen={k: n for k, n in counts.frozen.items() if k != "text encoder"})
+    return memory(
+        counts,
+        batch_size=cfg.train.batch_size,
+        shards=shards,
+        checkpointing=bool(cfg.model.get("gradient_checkpointing")),
+        half="16" in str(cfg.trainer.precision),
+        ema=bool(cfg.train.ema_decay),
+        frozen_bytes=wide(cfg.model.frozen_dtype),
+        weight_bytes=wide(cfg.model.dtype),
     )
 
 
@@ -87,24 +129,61 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
     counts = count(cfg)
     if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
         devices = (cfg.trainer.devices * cfg.trainer.num_nodes,)
-    sharded = not isinstance(cfg.trainer.strategy, str)
-    options: dict[str, Any] = {
-        "batch_size": cfg.train.batch_size,
-        "checkpointing": bool(cfg.model.get("gradient_checkpointing")),
-        "half": "16" in str(cfg.trainer.precision),
-        "ema": bool(cfg.train.ema_decay),
-        "frozen_bytes": 4 if cfg.model.frozen_dtype == "float32" else 2,
-    }
-    replicas = cfg.trainer.strategy.replicas if sharded else 1
-    plans = {n: memory(counts, shards=max(1, n // replicas) if sharded else 1, **options) for n in devices}
+    plans = {n: planned(cfg, counts, n) for n in devices}
     width = max(map(len, next(iter(plans.values()))))
+    checkpointing = "on" if cfg.model.get("gradient_checkpointing") else "off"
+    sharded = "replicated" if isinstance(cfg.trainer.strategy, str) else "FSDP2"
+    clips = cfg.train.batch_size * cfg.train.accumulate
     lines = [
         f"{counts.parameters / 1e6:,.1f} M parameters, {counts.trained / 1e6:,.1f} M trained, {counts.blocks} blocks, "
-        f"{counts.tokens:,} tokens a clip; batch {options['batch_size']} a device, {cfg.trainer.precision}, "
-        f"checkpointing {'on' if options['checkpointing'] else 'off'}, {'FSDP2' if sharded else 'replicated'}",
+        f"{counts.tokens:,} tokens a clip; batch {cfg.train.batch_size} a device, {cfg.trainer.precision}, "
+        f"checkpointing {checkpointing}, {sharded}",
         f"{'GiB per device':{width}}  " + "".join(f"{f'{n} device' + 's' * (n > 1):>12}" for n in devices),
     ]
     for row in next(iter(plans.values())):
         lines.append(f"{row:{width}}  " + "".join(f"{plans[n][row]:12.2f}" for n in devices))
+    lines.append(
+        f"{clips * counts.flops / 1e12:,.3g} TFLOP a step and device ({clips} clips); at {USED:.0%} of the peak "
+        + ", ".join(f"{clips * counts.flops / (USED * peak):.3g} s on an {name}" for name, peak in PEAK.items())
+    )
     log.info("\n".join(lines))
     return plans
+
+
+INSTEAD = [  # what a user may type, and what it changes
+    ("model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}, 1),
+    ("trainer=fsdp trainer.devices=8", {"trainer": {"strategy": {"replicas": 1}}}, 8),
+    (
+        "trainer=fsdp trainer.devices=8 model.gradient_checkpointing=true",
+        {"trainer": {"strategy": {"replicas": 1}}, "model": {"gradient_checkpointing": True}},
+        8,
+    ),
+]
+
+
+def check_memory(cfg: DictConfig, gib: float, devices: int = 1) -> None:
+    """ValueError when what is held in any case (all but activations) is more than the `gib` that a device has."""
+    rows = planned(cfg, count(cfg), devices)
+    if rows["sum"] - rows["activations"] > gib:
+        raise ValueError(too_large(cfg, gib, devices))
+
+
+def too_large(cfg: DictConfig, gib: float, devices: int = 1) -> str:
+    """Why a model does not fit: what would be held, by which rows, and what to type instead."""
+    counts = count(cfg)
+    rows = planned(cfg, counts, devices)
+    largest = sorted((row for row in rows if row != "sum"), key=rows.get, reverse=True)[:3]
+    fitting = []
+    for typed, change, more in INSTEAD:
+        changed = OmegaConf.create(OmegaConf.to_container(cfg))
+        for group, values in change.items():
+            changed[group] = {**changed[group], **values}
+        need = planned(changed, counts, devices * more)["sum"]
+        if need <= gib:
+            fitting.append(f"{typed} ({need:.1f} GiB)")
+    otherwise = "a smaller model, or model.lora with a low rank, on more devices"
+    return (
+        f"trainer: {rows['sum']:.1f} GiB would be held by each of {devices} devices of {gib:.1f} GiB ("
+        + ", ".join(f"{row} {rows[row]:.1f}" for row in largest)
+        + f"); type {'one of: ' + '; '.join(fitting) if fitting else otherwise}. stages=[plan] shows all rows"
+    )

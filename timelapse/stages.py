@@ -75,7 +75,7 @@ class Run:
             old = OmegaConf.to_container(OmegaConf.load(path))
             new = OmegaConf.to_container(self.cfg)
             shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed")
-            changed = [k for k in shaped if old.get(k) != new.get(k)]
+            changed = [k for k in shaped if differs(old.get(k), new.get(k))]
             if changed and "fit" in self.cfg.stages:
                 raise ValueError(
                     f"{self.folder} holds a run with another {', '.join(changed)}; "
@@ -211,6 +211,7 @@ def fit(run: Run) -> None:
     from timelapse.callback.progress import StepProgress
     from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
+    from timelapse.plan import GIB, check_memory, too_large
     from timelapse.sharding import Fsdp2
 
     cfg = run.cfg
@@ -236,6 +237,11 @@ def fit(run: Run) -> None:
                 build_all(cfg.metric),
             )
         )
+    cuda = run.device.type == "cuda" and "text" in cfg.model  # the plan knows transformers that are told by text
+    if cuda:
+        gib = torch.cuda.get_device_properties(run.device).total_memory / GIB
+        local = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else torch.cuda.device_count()
+        check_memory(cfg, gib, local * cfg.trainer.num_nodes)
     trainer = build(
         cfg.trainer,
         callbacks=callbacks,
@@ -256,6 +262,10 @@ def fit(run: Run) -> None:
     except Preempted as stopped:
         log.info(f"{stopped}; the same command goes on from there")
         raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed
+    except torch.OutOfMemoryError as error:
+        if not cuda:
+            raise
+        raise ValueError(f"{too_large(cfg, gib, local * cfg.trainer.num_nodes)} ({error})") from error
 
 
 def sample(run: Run) -> None:
@@ -353,6 +363,15 @@ def restore(run: Run) -> None:
     module.to(run.device)  # Lightning moves it to the CPU after a fit
     for part in (run.model.codec, run.model.text):
         part.to(run.device)
+
+
+def differs(old: Any, new: Any) -> bool:
+    """Whether a part of a config was changed; a number that its class did not know then has its default now."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old != new
+    if "_target_" not in new and old.keys() != new.keys():
+        return True
+    return any(differs(old[k], new[k]) for k in old.keys() & new.keys())
 
 
 def commit() -> str:

@@ -12,6 +12,9 @@ class StepProgress(TQDMProgressBar):
     def total_train_batches(self) -> int:
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
+    def get_metrics(self, trainer, module):
+        return {**super().get_metrics(trainer, module), **getattr(module, "shown", {})}
+
     def init_train_tqdm(self):
         bar = super().init_train_tqdm()
         bar.set_description("fit")

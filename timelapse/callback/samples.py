@@ -55,7 +55,7 @@ class Samples(Callback):
         for key, video in zip(batch["key"], videos):
             write_video(out / f"{key}.mp4", video.cpu())
         numbers, _ = evaluate(
-            self.metrics, [{"video": videos.cpu(), "truth": batch["video"].cpu(), "known": known.cpu()}]
+            self.metrics, [{"video": videos.cpu(), "truth": batch["video"].cpu(), "known": known.cpu()}], alone=True
         )
         values = {f"sample/{name}": value for name, value in numbers.items() if not name.endswith("_n")}
         for logger in trainer.loggers:

@@ -11,7 +11,7 @@ from timelapse.metric.frame_features import video_features
 
 
 def evaluate(
-    metrics: Mapping[str, ClipMean], batches: Iterable[Mapping[str, Tensor]]
+    metrics: Mapping[str, ClipMean], batches: Iterable[Mapping[str, Tensor]], alone: bool = False
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Numbers for metrics.json, and each clip's for tables.
 
@@ -19,6 +19,7 @@ def evaluate(
     `ClipMean.update`; other keys are ignored). Returns (name -> mean, `name_n` -> clips it stands on),
     (name -> one number a clip in order, NaN where the metric does not apply). The first is over all
     processes, the second over this one's. A metric that applied to no clip is left out of both.
+    alone: these are all clips there are, and the other processes of a run are not asked for theirs.
     """
     if "subject_consistency" in metrics and "morphing_degree" not in metrics:
         raise ValueError(
@@ -29,6 +30,8 @@ def evaluate(
     clips: dict[str, list[float]] = {name: [] for name in metrics}
     for metric in metrics.values():
         metric.reset()
+        if alone:
+            metric.distributed_available_fn = lambda: False
     for batch in batches:
         features = {name: video_features(net, batch["video"].clamp(-1, 1)) for name, net in nets.items()}
         for name, metric in metrics.items():

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from timelapse.module.optimizer import adamw
 from timelapse.randomness import keyed_each, randn
 from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
@@ -24,8 +25,8 @@ class Denoising(L.LightningModule):
     losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
     and stay outside of this module's tree, so that sharding never touches their loaded weights.
     noise: law of the noise, in training and at the start of sampling (config group `noise`).
-    learning_rate, weight_decay, betas: AdamW. warmup: steps of linear warm-up, then constant, then linear to zero over
-    the last `cooldown` share of `steps`.
+    learning_rate, weight_decay, betas: AdamW; optimizer: adamw or adamw8bit (timelapse.module.optimizer).
+    warmup: steps of linear warm-up, then constant, then linear to zero over the last `cooldown` share of `steps`.
     caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
     (pretraining a small one from scratch; nothing of it is cached then).
     ema_decay: decay of the average of the trained weights that samples are made with; 0 for none.
@@ -47,6 +48,7 @@ class Denoising(L.LightningModule):
         cooldown: float = 0.0,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
+        optimizer: str = "adamw",
         ema_decay: float = 0.0,
         seed: int = 0,
         held_out_timesteps: tuple[float, ...] = (100, 400, 700, 999),
@@ -69,9 +71,12 @@ class Denoising(L.LightningModule):
         self.caption_dropout, self.train_text = caption_dropout, train_text
         if train_text:
             self.text = model.text.requires_grad_(True)
-        self.weight_decay, self.betas = weight_decay, tuple(betas)
+        self.weight_decay, self.betas, self.optimizer = weight_decay, tuple(betas), optimizer
         self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
+        self.averages: list[tuple[nn.Parameter, nn.Parameter]] = []  # average and what it is of
         self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
+        self.parts: list[Tensor] = []  # what the parts of the step in hand gave
+        self.shown: dict[str, float] = {}  # in the progress bar
 
     @property
     def model(self) -> Any:
@@ -119,9 +124,21 @@ class Denoising(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         parts = (self.backbone, self.losses, *([self.text] if self.train_text else []))
         trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=self.betas)
+        optimizer = adamw(self.optimizer, trained, self.learning_rate, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By the norm of all gradients. Lightning's own refuses fused optimizers in mixed precision of any kind."""
+        if gradient_clip_val and str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} scales gradients, which clipping would not see; use bf16-mixed"
+            )
+        if gradient_clip_val:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step, in [0, 1]."""
@@ -135,12 +152,9 @@ class Denoising(L.LightningModule):
         draws = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])]
         t = self.model.process.draw(keyed_each(draws, self.seed, "t"))
         step = self.step(self.drop_captions(batch, draws), t.to(self.device), draws)
-        total = torch.zeros((), device=self.device)
-        for name, loss in self.losses.items():
-            value = loss(step).mean()
-            total = total + loss.weight * value
-            self.log(f"train/{name}", value.detach(), sync_dist=True)
-        self.log("train/loss", total.detach(), prog_bar=True, sync_dist=True)
+        values = {name: loss(step).mean() for name, loss in self.losses.items()}
+        total = sum(self.losses[name].weight * value for name, value in values.items())
+        self.parts.append(torch.stack([total, *values.values()]).detach())
         if not torch.isfinite(total):
             last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
             raise ValueError(
@@ -148,6 +162,22 @@ class Denoising(L.LightningModule):
                 f"last good checkpoint: {last}; lower train.learning_rate or look at those clips"
             )
         return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:
+        """Log the step: one number a term, averaged over its parts and over processes.
+
+        Not by `self.log`, which costs milliseconds and a collective a name.
+        """
+        trainer = self.trainer
+        if (index + 1) % trainer.accumulate_grad_batches:
+            return
+        values, self.parts = torch.stack(self.parts).mean(0), []
+        if self.global_step % trainer.log_every_n_steps == 0:
+            names = ("loss", *self.losses)
+            row = dict(zip(names, trainer.strategy.reduce(values, reduce_op="mean").tolist()))
+            self.shown = {"train/loss": row["loss"]}
+            for logger in trainer.loggers:
+                logger.log_metrics({f"train/{name}": x for name, x in row.items()}, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         with self.averaged():
@@ -317,8 +347,10 @@ class Denoising(L.LightningModule):
         """One step of the average; early ones average over what there is (decay (1+n)/(10+n), as TensorFlow's EMA)."""
         n = self.global_step
         decay = min(self.ema_decay, (1 + n) / (10 + n))
-        for name, p in self.trained():
-            self.ema[name.replace(".", "/")].lerp_(p.detach(), 1 - decay)
+        if not self.averages:  # walking the modules for their names costs more than averaging a small network
+            self.averages = [(self.ema[name.replace(".", "/")], p) for name, p in self.trained()]
+        averages, trained = zip(*self.averages)
+        torch._foreach_lerp_(list(averages), list(trained), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
