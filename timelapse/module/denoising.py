@@ -134,7 +134,7 @@ class Denoising(L.LightningModule):
         """By the norm of all gradients. Lightning's own refuses fused optimizers in mixed precision of any kind."""
         if gradient_clip_val and str(self.trainer.precision).startswith("16"):
             raise ValueError(
-                f"trainer.precision={self.trainer.precision} scales gradients, and clipping would not see it; use bf16-mixed"
+                f"trainer.precision={self.trainer.precision}: clipping would see scaled gradients; type bf16-mixed"
             )
         if gradient_clip_val:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
