@@ -80,5 +80,7 @@ def clips(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
         for name in ("truth", "given"):
             path = folder / f"{key}.{name}.mkv"
             if path.exists():
-                batch[name] = to_unit(read_video(path))[None]
+                pictures = to_unit(read_video(path))[None]
+                after = video.shape[1] - pictures.shape[1]  # chunks in a row are longer than what was given
+                batch[name] = torch.cat([pictures, pictures[:, -1:].expand(-1, after, -1, -1, -1)], dim=1)
         yield batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from tqdm import tqdm
 from timelapse.build import build
 from timelapse.cache import keys as clip_keys
 from timelapse.dataset.module import collate
-from timelapse.dataset.write import write_video
+from timelapse.dataset.write import VideoFile, write_video
+from timelapse.sampler.init import FrameInit
 
 log = logging.getLogger("timelapse")
 
@@ -60,21 +63,57 @@ def sample_input(run: Any) -> None:
             f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
         )
     video, known = torch.zeros(T, 3, *size), given(frames, T)
+    sampler, layout = build(cfg.sampler), None
     for path, frame in zip(images, frames):
         video[frame], fitted = load_image(path, *size)
         log.info(f"{path}: {fitted}; frame {frame} of 0..{T - 1}")
+    if cfg.input.camera is not None:
+        layout = camera_layout(cfg, images, frames, sampler)
+        video[0] = layout[0]
     caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
     name = "-".join(dict.fromkeys(Path(p).stem for p in images))
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
     keys = [f"input-{name}-f{'+'.join(map(str, frames))}-n{n:02d}".replace("+", "_") for n in range(cfg.input.count)]
-    sampler = build(cfg.sampler)
+    repeat = lambda x, n: None if x is None else x.expand(n, *x.shape)
+    folder = run.out / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
     for at in tqdm(range(0, len(keys), cfg.sample.batch_size), desc="sample", leave=False):
         part = keys[at : at + cfg.sample.batch_size]
-        batch = {"key": part, "caption": [caption] * len(part), "video": video.expand(len(part), *video.shape)}
-        videos = on_device(run, batch, known.expand(len(part), T), sampler)
+        batch = {"key": part, "caption": [caption] * len(part), "video": repeat(video, len(part))}
+        with ExitStack() as files:  # written as they are made: a long video is never whole in memory
+            shown = [files.enter_context(VideoFile(folder / f"{key}.mp4")) for key in part]
+            exact = [files.enter_context(VideoFile(folder / f"{key}.mkv", lossless=True)) for key in part]
+            for piece in stream(run, batch, repeat(known, len(part)), sampler, repeat(layout, len(part))):
+                for b in range(len(part)):
+                    shown[b].add(piece[b])
+                    exact[b].add(piece[b])
         for b, key in enumerate(part):
-            save_sample(run.out / "samples", key, videos[b], batch, b, known, run, given_frames=video)
-    keep_only(run.out / "samples", keys)
+            save_sample(folder, key, None, batch, b, known, run, given_frames=video)
+    keep_only(folder, keys)
+
+
+def camera_layout(cfg: Any, images: list[str], frames: list[int], sampler: Any) -> Tensor:
+    """(T,3,H,W): the picture under `input.camera`; the sampler gets the paper's strength for it, or the user's."""
+    from timelapse.dataset.fit import to_unit
+    from timelapse.dataset.photos import read_photo
+    from timelapse.sampler.camera import camera_motion, level_of
+
+    if len(images) != 1 or frames != [0]:
+        raise ValueError("input.camera moves over one picture from frame 0 on; give one input.image and input.frame=0")
+    if not hasattr(sampler, "start"):
+        raise ValueError("input.camera leads the sampler's start; choose sampler=frameinit or consisti2v")
+    height, width = cfg.video.height, cfg.video.width
+    picture = to_unit(torch.from_numpy(read_photo(images[0], 2 * height, 2 * width)).permute(2, 0, 1))
+    layout = camera_motion(picture, cfg.input.camera, cfg.video.frames, height, width, cfg.input.points)
+    level, cutoff = level_of(cfg.input.camera)
+    reference = getattr(sampler.start, "reference", None)
+    sampler.start = FrameInit(
+        level if cfg.input.camera_level is None else cfg.input.camera_level,
+        cutoff if cfg.input.camera_cutoff is None else cfg.input.camera_cutoff,
+        reference=reference,
+    )
+    log.info(f"camera {cfg.input.camera}: FrameInit at level {sampler.start.level}, {sampler.start.filter}")
+    return layout
 
 
 def keep_only(folder: Path, keys: list[str]) -> None:
@@ -96,23 +135,32 @@ def given(frames: int | list[int], length: int) -> Tensor:
 
 
 def on_device(run: Any, batch: dict[str, Any], known: Tensor, sampler: Any) -> Tensor:
+    return torch.cat(list(stream(run, batch, known, sampler)), dim=1)
+
+
+def stream(
+    run: Any, batch: dict[str, Any], known: Tensor, sampler: Any, layout: Tensor | None = None
+) -> Iterator[Tensor]:
+    """What `Denoising.stream` makes on the run's device, on the CPU."""
     moved = {k: v.to(run.device, torch.float32) if isinstance(v, Tensor) else v for k, v in batch.items()}
     run.module.eval()
-    videos = run.module.sample(
+    pieces = run.module.stream(
         moved,
         known.to(run.device),
         sampler,
         negative_prompt=run.cfg.input.negative_prompt or "",
         weights=run.cfg.sample.weights,
         progress=True,
+        layout=None if layout is None else layout.to(run.device),
     )
-    return videos.cpu()
+    for piece in pieces:
+        yield piece.cpu()
 
 
 def save_sample(
     folder: Path,
     key: str,
-    video: Tensor,
+    video: Tensor | None,
     batch: dict[str, Any],
     b: int,
     known: Tensor,
@@ -120,10 +168,15 @@ def save_sample(
     truth: Tensor | None = None,
     given_frames: Tensor | None = None,
 ) -> None:
-    """<key>.mp4 for eyes, <key>.mkv exact (RGB, lossless) for metrics, <key>.json; .truth.* where it is known."""
+    """<key>.mp4 for eyes, <key>.mkv exact (RGB, lossless) for metrics, <key>.json; .truth.* where it is known.
+
+    video None: it is written already. A truth that is shorter than the video is left out.
+    """
     from timelapse.stages import save_json
 
     folder.mkdir(parents=True, exist_ok=True)
+    if truth is not None and video is not None and len(truth) != len(video):
+        truth = None
     shown = {"": video, ".truth": truth, ".given": given_frames}
     for suffix, frames in shown.items():
         if frames is not None:

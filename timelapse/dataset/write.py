@@ -31,27 +31,81 @@ def write_video(
     (`.mp4`): 4:2:0 at quality `crf` (0..51, lower is better), clips smaller than `short_side` enlarged by a
     whole factor, odd sides padded by one repeated row or column, since 4:2:0 has even sides.
     """
-    path = Path(path)
-    if video.ndim != 4 or video.shape[1] != 3 or not len(video):
-        raise ValueError(f"{path.name}: video is {tuple(video.shape)}; expected (T,3,H,W) with T at least 1")
-    if not video.isfinite().all():
-        raise ValueError(f"{path.name}: the video holds NaN or inf, nothing to show; see the loss curves")
-    if not lossless:
-        video = even(enlarge(video, short_side))
-    part = path.with_name(f".{path.name}.part")
-    try:
-        _encode(part, path.suffix, to_uint8(video), fps, lossless, crf)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with VideoFile(path, fps, lossless, crf, short_side) as file:
+        file.add(video)
+
+
+class VideoFile:
+    """A file as `write_video` makes it, written piece by piece, so that memory does not grow with its length.
+
+    with VideoFile(path) as file: file.add(video), as often as wanted. It appears whole when the block ends well.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        fps: float = FPS,
+        lossless: bool = False,
+        crf: int = 18,
+        short_side: int = 256,
+    ):
+        self.path, self.fps, self.lossless, self.crf, self.short_side = Path(path), fps, lossless, crf, short_side
+        self.part = self.path.with_name(f".{self.path.name}.part")
+        form = {".mp4": "mp4", ".mkv": "matroska"}.get(self.path.suffix)
+        if form is None or lossless != (form == "matroska"):
+            raise ValueError(f"{self.path.name}: write .mp4 to look at, or .mkv with lossless=True to measure on")
+        self.form, self.stream = form, None
+
+    def __enter__(self) -> VideoFile:
+        flags = {"movflags": "+faststart"} if self.form == "mp4" else {}
+        self.out = av.open(str(self.part), "w", format=self.form, options=flags)
+        return self
+
+    def add(self, video: Tensor) -> None:
+        """Write frames (T,3,H,W) in [-1,1]; all pieces have one size."""
+        name = self.path.name
+        if video.ndim != 4 or video.shape[1] != 3 or not len(video):
+            raise ValueError(f"{name}: video is {tuple(video.shape)}; expected (T,3,H,W) with T at least 1")
+        if not video.isfinite().all():
+            raise ValueError(f"{name}: the video holds NaN or inf, nothing to show; see the loss curves")
+        if not self.lossless:
+            video = even(enlarge(video, self.short_side))
+        if self.stream is None:
+            self._start(*video.shape[-2:])
+        for image in to_uint8(video).permute(0, 2, 3, 1).numpy():
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if not self.lossless:
+                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+            self.out.mux(self.stream.encode(frame))
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None and self.stream is not None:
+                self.out.mux(self.stream.encode())
+            self.out.close()
+            if kind is None and self.stream is not None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
+
+    def _start(self, height: int, width: int) -> None:
+        rate = Fraction(self.fps).limit_denominator(1001)
+        self.stream = stream = self.out.add_stream("libx264rgb" if self.lossless else "libx264", rate=rate)
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "rgb24" if self.lossless else "yuv420p"
+        # A key frame a second: the page's slider jumps between frames.
+        stream.options = {"qp": "0"} if self.lossless else {"crf": str(self.crf), "g": str(math.ceil(rate))}
+        stream.codec_context.thread_count = 1  # short clips: threads cost more than they bring
+        if not self.lossless:  # say which matrix was used, or players guess by size
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = BT709
 
 
 def read_video(path: Path | str) -> Tensor:
     """(T,3,H,W) uint8, all frames of a file that `write_video` wrote."""
     with av.open(str(path)) as container:
         frames = [
-            frame.reformat(format="rgb24", interpolation=ACCURATE).to_ndarray()
-            for frame in container.decode(video=0)
+            frame.reformat(format="rgb24", interpolation=ACCURATE).to_ndarray() for frame in container.decode(video=0)
         ]
     if not frames:
         raise ValueError(f"{path}: no frame can be decoded; delete it and sample again (stages=[sample])")
@@ -73,27 +127,3 @@ def even(video: Tensor) -> Tensor:
     """Repeat the last row and column where a side is odd."""
     height, width = video.shape[-2:]
     return torch.nn.functional.pad(video.float(), (0, width % 2, 0, height % 2), mode="replicate")
-
-
-def _encode(path: Path, suffix: str, video: Tensor, fps: float, lossless: bool, crf: int) -> None:
-    form = {".mp4": "mp4", ".mkv": "matroska"}.get(suffix)
-    if form is None or lossless != (form == "matroska"):
-        raise ValueError(f"{path.name}: write .mp4 to look at, or .mkv with lossless=True to measure on")
-    rate = Fraction(fps).limit_denominator(1001)
-    flags = {"movflags": "+faststart"} if form == "mp4" else {}
-    with av.open(str(path), "w", format=form, options=flags) as out:
-        stream = out.add_stream("libx264rgb" if lossless else "libx264", rate=rate)
-        stream.height, stream.width = video.shape[-2:]
-        stream.pix_fmt = "rgb24" if lossless else "yuv420p"
-        # A key frame a second: the page's slider jumps between frames.
-        stream.options = {"qp": "0"} if lossless else {"crf": str(crf), "g": str(math.ceil(rate))}
-        stream.codec_context.thread_count = 1  # short clips: threads cost more than they bring
-        if not lossless:  # say which matrix was used, or players guess by size
-            context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = BT709
-        for image in video.permute(0, 2, 3, 1).numpy():
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            if not lossless:
-                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from timelapse.module.picture_reconstruction import PictureReconstruction, standardise
+
+
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=[8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=3,
+        layers_per_block=1,
+        norm_num_groups=2,
+    ).eval()
+
+
+class Model:
+    class codec:
+        vae = vae()
+
+
+@torch.no_grad()
+def test_standardised_latents_decode_to_the_same_pictures():
+    plain, folded = vae(), vae()
+    x = torch.rand(2, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mean, deviation = torch.tensor([0.5, -2.0, 0.1]), torch.tensor([0.2, 3.0, 1.5])
+    standardise(folded, mean, deviation, 0.05)
+    old, new = plain.encode(x).latent_dist, folded.encode(x).latent_dist
+    shape = (1, 3, 1, 1)
+    torch.testing.assert_close(new.mean, (old.mean - mean.view(shape)) / deviation.view(shape), rtol=0, atol=1e-5)
+    torch.testing.assert_close(new.std, (0.05 / deviation.view(shape)).expand_as(new.std), rtol=1e-5, atol=0)
+    torch.testing.assert_close(folded.decode(new.mean).sample, plain.decode(old.mean).sample, rtol=0, atol=1e-5)
+
+
+def test_the_rate_warms_up_and_falls_to_its_last():
+    module = PictureReconstruction(Model, steps=100, warmup=10, rate=(1e-2, 1e-4))
+    assert module.rate(0) == pytest.approx(1e-3, rel=0.01) and module.rate(100) == pytest.approx(1e-4)
+    assert module.rate(50) == pytest.approx((1e-2 + 1e-4) / 2)
+
+
+def test_it_learns_a_picture():
+    module = PictureReconstruction(Model, steps=30, warmup=1, pictures=2, noise=0.01)
+    module.log = lambda *args, **kwargs: None
+    clip = torch.linspace(-1, 1, 12).expand(1, 3, 3, 8, 12).contiguous()
+    optimizer = torch.optim.Adam(module.vae.parameters(), 5e-3)
+    losses = []
+    for step in range(30):
+        loss = module.training_step({"video": clip, "key": ["a"], "draw": [step]}, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert module.moments[1].min() > 0

@@ -1,0 +1,132 @@
+"""Own pictures through ConsistI2V's applications: long video, camera motion, and what is said of bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from timelapse.build import frozen
+from timelapse.dataset.fit import to_unit
+from timelapse.dataset.write import read_video
+from timelapse.run import CONF
+from timelapse.sampling import sample_input
+from timelapse.stages import Run
+
+SMALL = [
+    "+experiment=consisti2v",
+    "trainer=cpu",
+    "model.weights=null",
+    "model.unet.block_out_channels=[16,16]",
+    "model.unet.down_block_types=[CrossAttnDownBlock2D,DownBlock2D]",
+    "model.unet.up_block_types=[UpBlock2D,CrossAttnUpBlock2D]",
+    "model.unet.attention_head_dim=[2,2]",
+    "model.vae.block_out_channels=[8,8,8]",
+    "model.align=null",
+    "video={frames: 5, height: 32, width: 32}",
+    "sampler.steps=2",
+]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    x = torch.arange(96) % 32 * 8
+    image = x.expand(64, 96).to(torch.uint8).numpy()
+    Image.fromarray(image).convert("RGB").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def run(picture, *overrides: str) -> Run:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*SMALL, f"input.image={picture}", f"paths.cache={picture.parent}/c", *overrides])
+    made = Run(frozen(cfg), picture.parent / "run")
+    made.freeze()
+    made.module.materialise()
+    return made
+
+
+def video(run: Run, suffix: str = "") -> torch.Tensor:
+    (path,) = run.out.glob(f"samples/*n00{suffix}.mkv")
+    return to_unit(read_video(path))
+
+
+def test_chunks_share_a_frame_and_the_first_is_that_of_a_single_clip(picture):
+    one = run(picture)
+    sample_input(one)
+    single = video(one)
+    long = run(picture, "sampler.n_chunks=3")
+    sample_input(long)
+    frames = video(long)
+    assert len(single) == 5 and len(frames) == 3 * 5 - 2
+    assert torch.equal(frames[:5], single)
+    about = json.loads(next(long.out.glob("samples/*.json")).read_text())
+    assert about["known"] == [0]
+
+
+def test_the_last_latent_goes_on_without_being_decoded(picture):
+    long = run(picture, "sampler.n_chunks=2", "sampler.start=null")
+    seen = []
+
+    class Watched:
+        n_chunks, start = 2, None
+
+        def __call__(self, model, condition, negative, noise, generators, **options):
+            seen.append((condition.latent.clone(), condition.known.clone()))
+            return noise  # as good a result as any
+
+    batch = {"key": ["a"], "caption": ["x"], "video": torch.zeros(1, 5, 3, 32, 32)}
+    known = torch.tensor([[True, False, False, False, False]])
+    pieces = list(long.module.stream(batch, known, Watched()))
+    assert [p.shape[1] for p in pieces] == [5, 4]
+    (_, first), (latent, then) = seen
+    from timelapse.randomness import keyed_each
+
+    noise = long.noise((5, 4, 8, 8), keyed_each(["a"], 0, "start"))
+    torch.testing.assert_close(latent[:, 0], noise[:, -1])
+    assert (latent[:, 1:] == 0).all() and torch.equal(then, first)
+
+
+def test_a_pan_starts_from_one_side_and_leads_the_start(picture):
+    left, right = (run(picture, f"input.camera=pan_{way}") for way in ("left", "right"))
+    first = []
+    for made in (left, right):
+        sample_input(made)
+        first.append(video(made, ".given")[0])
+    assert not torch.equal(*first)  # each from its own side of the picture
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["input.camera=pan_lefft"], r"input\.camera='pan_lefft' is unknown; choose one of pan_left"),
+        (["input.camera=perspective", "input.points=[[0,0],[1,1],[1,0],[0,1]]"], "convex quadrilateral"),
+        (["input.camera=perspective"], "convex quadrilateral"),
+        (["input.camera=zoom_in", "input.frame=2"], r"input\.frame=0"),
+        (["input.camera=zoom_in", "input.camera_level=1000"], r"use 0\.\.999"),
+        (["sampler.n_chunks=0"], r"sampler\.n_chunks is 0"),
+        (["input.frame=2"], r"frame 0 only; set sample\.frames=\[0\]"),
+        (["video.width=34"], "multiples of 4"),
+    ],
+)
+def test_bad_input_is_one_clear_line(picture, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sample_input(run(picture, *overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_cogvideox_can_be_led_too_and_a_sampler_without_a_start_cannot(picture):
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    from small import small_run
+
+    lead = ["input.camera=zoom_in", f"input.image={picture}", "sampler.steps=1", "sampler.guidance=1"]
+    made = small_run(picture.parent / "cog", *lead, "sampler=frameinit")
+    made.module.materialise()
+    sample_input(made)
+    assert len(video(made)) == 9
+    assert made.cfg.sampler.start.reference.schedule == "scaled_linear"
