@@ -57,3 +57,13 @@ def test_every_rank_validates_the_same_number_of_batches_and_no_clip_is_left_out
         lengths.append(len(batches))
         seen += sum(batches, [])
     assert len(set(lengths)) == 1 and set(seen) == {f"clip-{i}" for i in range(10)}
+
+
+def test_workers_ranks_and_a_resume_deal_every_clip_out_once_an_epoch():
+    """Two ranks with two workers each for three steps, then one rank that goes on, through two epochs."""
+    seen = []
+    for rank in range(2):
+        seen += clips_of(Clips(Numbers(), Numbers(), batch_size=2, workers=2), 3, rank=rank, world=2)
+    seen += clips_of(Clips(Numbers(), Numbers(), batch_size=4, workers=2), 2, step=3)
+    keys = sum(seen, [])
+    assert {key: keys.count(key) for key in keys} == {f"clip-{i}": 2 for i in range(10)}
