@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from timelapse import assets
 from timelapse.edm import Edm
+from timelapse.model import weights
 from timelapse.model.svd_backbone import SvdBackbone
 from timelapse.model.svd_codec import SvdCodec
 from timelapse.types import Condition
@@ -85,7 +84,7 @@ class SVD:
         """The UNet. Under `torch.device("meta")` it has shapes only: shard it, `to_empty` it, then `materialise`."""
         unet = self._part("unet", UNetSpatioTemporalConditionModel, self.dtype)
         backbone = SvdBackbone(unet, self.ids, self.reverse, self.joint, self.gradient_checkpointing, self.compile)
-        if self.reverse and self.reverse["delta"] and torch.get_default_device().type != "meta":
+        if self.reverse and self.reverse["delta"] and not weights.meta():
             from safetensors.torch import load_file
 
             backbone.add(load_file(delta_file(self.reverse["delta"])))
@@ -108,15 +107,7 @@ class SVD:
 
     def materialise(self, backbone: SvdBackbone) -> None:
         """Fill a backbone that was built on the meta device and given memory by `to_empty`; process 0 sends shards."""
-        from torch.distributed import get_rank, is_initialized
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-        start = {}
-        if not is_initialized() or get_rank() == 0:
-            with torch.device("cpu"):
-                start = SVD.backbone.func(self).state_dict()
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
-        set_model_state_dict(backbone, start, options=options)
+        weights.fill(backbone, lambda: SVD.backbone.func(self))
 
     # -- shapes ------------------------------------------------------------------------------------------------
 
@@ -155,46 +146,17 @@ class SVD:
     def _part(self, part: str, kind: type, dtype: torch.dtype) -> nn.Module:
         """The module of a part with its weights; only shapes when built on the meta device."""
         source = self.weights.get(part) if isinstance(self.weights, dict) else self.weights
-        numbers, meta = self.numbers[part], torch.get_default_device().type == "meta"
-        if not meta and source is not None and ("/" in source or Path(source).is_dir()):
-            module = self._from_hub(kind, source, part, dtype)
-            self._compare(part, source, module.config.to_dict() if part == "vision" else dict(module.config))
+        numbers, vision = self.numbers[part], part == "vision"
+        if not weights.meta() and weights.is_hub(source):
+            name = "dtype" if vision else "torch_dtype"  # transformers 5 renamed it, diffusers did not
+            module = weights.from_hub("svd", kind.from_pretrained, source, FOLDERS[part], **{name: dtype})
+            weights.compare("svd", part, source, numbers, module.config.to_dict() if vision else dict(module.config))
             return module
-        with self._seeded():
-            module = kind(CLIPVisionConfig(**numbers)) if part == "vision" else kind(**numbers)
-        if not meta and source is not None:
-            state, card = assets.load(source)
-            self._compare(part, source, card.get("config", {}))
-            module.load_state_dict(state)
+        with weights.seeded(self.seed):
+            module = kind(CLIPVisionConfig(**numbers)) if vision else kind(**numbers)
+        if not weights.meta() and source is not None:
+            weights.shipped("svd", part, source, module, numbers)
         return nn.Module.to(module, dtype)
-
-    def _compare(self, part: str, source: str, theirs: dict[str, Any]) -> None:
-        plain = lambda value: list(value) if isinstance(value, tuple) else value
-        for key, value in self.numbers[part].items():
-            if key in theirs and plain(theirs[key]) != plain(value):
-                raise ValueError(
-                    f"svd: the weights '{source}' have {part}.{key}={theirs[key]}, the config says {value}; "
-                    f"set model.{part}.{key}={theirs[key]} or choose other model.weights"
-                )
-
-    def _from_hub(self, kind: type, source: str, part: str, dtype: torch.dtype) -> nn.Module:
-        name = "dtype" if part == "vision" else "torch_dtype"  # transformers 5 renamed it, diffusers did not
-        try:
-            return kind.from_pretrained(source, subfolder=FOLDERS[part], **{name: dtype})
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"svd: cannot open '{FOLDERS[part]}' of model.weights={source}: {reason} Download it with "
-                f"`hf download {source} --local-dir DIR` (accept its licence on the hub first) and set "
-                f"model.weights=DIR, or set model.weights=null for random weights"
-            ) from error
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(self.seed)
-            yield
 
 
 class NoText(nn.Module):

@@ -185,11 +185,11 @@ def curves(run: RunFiles) -> list[Markup]:
              if name != "train/loss" or len(train) != 2]  # with one term, the sum says the same
     held_out: dict[str, dict[str, Any]] = {}
     for name, curve in run.curves.items():
-        match = re.fullmatch(r"val/(.+?)_?t(\d+)", name)
+        match = re.fullmatch(r"val/(.+?)_?t([\d.]+)", name)
         if match:
-            held_out.setdefault(match[1], {})[int(match[2])] = curve
+            held_out.setdefault(match[1], {})[float(match[2])] = curve
     for term, by_t in held_out.items():
-        plots.append(line_plot(f"held out: {term}", {f"t = {t}": by_t[t] for t in sorted(by_t)}))
+        plots.append(line_plot(f"held out: {term}", {f"t = {t:g}": by_t[t] for t in sorted(by_t)}))
     both = {short(m): run.curves[f"sample/{m}"] for m in (SC, MD) if f"sample/{m}" in run.curves}
     plots += [line_plot("samples while training", both, log=False)] if len(both) == 2 else []
     rates = {n: c for n, c in run.curves.items() if n.startswith("lr")}

@@ -1,0 +1,60 @@
+"""Pairs from a list that a command writes: videos, and DAVIS's folders of numbered pictures."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from timelapse.dataset import pairs
+from timelapse.dataset.pairs import Pairs, find
+from timelapse.dataset.write import write_video
+
+
+@pytest.fixture(scope="module")
+def footage_dir(tmp_path_factory):
+    """A lossless video of 12 grey frames, and DAVIS-like pictures: frame k has brightness k/20."""
+    root = tmp_path_factory.mktemp("footage")
+    level = lambda k: torch.full((3, 16, 16), 2 * k / 20 - 1)
+    write_video(root / "clip.mkv", torch.stack([level(k) for k in range(12)]), lossless=True)
+    folder = root / "JPEGImages" / "480p" / "bear"
+    folder.mkdir(parents=True)
+    for k in range(9):
+        Image.new("RGB", (16, 16), (round(255 * k / 20),) * 3).save(folder / f"{k:05d}.png")
+    (root / "broken.mp4").write_bytes(b"no video")
+    return root
+
+
+def brightness(item) -> list[int]:
+    return ((item["video"].mean((1, 2, 3)) + 1) * 10).round().int().tolist()
+
+
+def test_the_command_pins_pairs_and_the_dataset_serves_the_truth_between(footage_dir, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr(sys, "argv", ["pairs", str(footage_dir), "--distance", "6", "--each", "2", "--out", str(out)])
+    assert pairs.main() == 0
+    said = capsys.readouterr().out
+    assert "4 pairs, 1 sources skipped" in said and "skipped broken.mp4" in said
+    data = Pairs(str(out), str(footage_dir), frames=4, height=8, width=8)
+    assert data.keys == ["clip-00000", "clip-00005", "JPEGImages-480p-bear-00000", "JPEGImages-480p-bear-00002"]
+    assert [brightness(data[i]) for i in range(4)] == [[0, 2, 4, 6], [5, 7, 9, 11], [0, 2, 4, 6], [2, 4, 6, 8]]
+    assert data[1]["video"].shape == (4, 3, 8, 8) and data[1]["seconds"].tolist() == [0, 2, 4, 6]
+
+
+def test_what_is_wrong_is_said(footage_dir, tmp_path):
+    rows, skipped = find(footage_dir, 9)
+    assert [row["key"] for row in rows] == ["clip-00000"]
+    assert ("JPEGImages/480p/bear", "too short: 9 frames, the distance needs 10") in skipped
+    with pytest.raises(FileNotFoundError, match="write it with"):
+        Pairs(str(tmp_path / "no.jsonl"), ".", 4, 8, 8)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="lower --distance"):
+        Pairs(str(tmp_path / "empty.jsonl"), ".", 4, 8, 8)
+    (tmp_path / "short.jsonl").write_text('{"key": "a", "file": "clip.mkv", "first": 0, "last": 2}\n')
+    with pytest.raises(ValueError, match="--distance 3 or more"):
+        Pairs(str(tmp_path / "short.jsonl"), ".", 4, 8, 8)
+    (tmp_path / "out.jsonl").write_text('{"key": "a", "file": "../clip.mkv", "first": 0, "last": 5}\n')
+    with pytest.raises(ValueError, match="leaves its root"):
+        Pairs(str(tmp_path / "out.jsonl"), str(footage_dir), 4, 8, 8)[0]
