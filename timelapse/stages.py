@@ -232,7 +232,7 @@ def fit(run: Run) -> None:
                 cfg.train.sample_every,
                 run.validation_clips,
                 cfg.sample.batch_size,
-                [cfg.sample.frames[0]],
+                cfg.sample.frames[0],
                 build(cfg.sampler),
                 build_all(cfg.metric),
             )

@@ -27,7 +27,7 @@ class Samples(Callback):
         every: int,
         clips: Any,
         count: int,
-        known_frames: list[int],
+        known_frames: int | list[int],
         sampler: Any,
         metrics: dict[str, Any],
     ):
