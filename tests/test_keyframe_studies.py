@@ -24,7 +24,7 @@ def rows(study: str) -> dict[str, dict]:
 @pytest.mark.parametrize("study", ["keyframe_table", "keyframe_data_size"])
 def test_rows_share_clips_and_ends(study):
     for cfg in rows(study).values():
-        assert cfg["sample"]["frames"] == [[0, -1]] and cfg["sample"]["count"] == 40
+        assert cfg["sample"]["frames"] == [[0, -1]] and cfg["sample"]["count"] == 24
         assert cfg["dataset"]["processes"] == ["car", "walker", "ball", "hourglass", "vine"]
 
 

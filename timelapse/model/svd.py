@@ -134,12 +134,13 @@ class SVD:
         (save_pipeline if self.reverse is None else save_delta)(self, backbone or self.backbone, Path(folder))
 
     def ship(self, recipe: str, text: bool = False) -> list[Path]:
-        """Write the UNet (or only what backward motion added to it) to the weights that ship."""
+        """Write the UNet and the CLIP it was trained beside (or only what backward motion added) as shipped weights."""
         if self.reverse is not None:
             card = {"train": list(self.reverse["train"]), "rotate": self.reverse["rotate"], "recipe": recipe}
             return [assets.save("svd_tiny_backward", self.backbone.delta(), card)]
-        card = {"config": self.numbers["unet"], "recipe": recipe}
-        return [assets.save("svd_tiny_unet", self.backbone.unet.state_dict(), card)]
+        parts = {"unet": self.backbone.unet, "vision": self.codec.vision}
+        card = lambda part: {"config": self.numbers[part], "recipe": recipe}
+        return [assets.save(f"svd_tiny_{name}", part.state_dict(), card(name)) for name, part in parts.items()]
 
     # -- weights -----------------------------------------------------------------------------------------------
 
