@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from timelapse.dataset.write import write_video
 from timelapse.report.embed import embed_videos
 from timelapse.report.plots import line_plot, running_mean
 from timelapse.report.run_files import read_curves
-from timelapse.report.sheet import GIVEN, contact_sheet, pick
+from timelapse.report.sheet import GIVEN, contact_sheet, pick, run_sheet
 
 
 def grey(frames: int, size: int = 8) -> torch.Tensor:
@@ -65,3 +67,17 @@ def test_plots_follow_the_page_colours_and_are_the_same_every_time():
     assert svg == line_plot("a < b", {"x": ([0, 1], [1.0, 2.0])})
     assert "currentColor" in svg and "#010203" not in svg and "<metadata>" not in svg
     assert 'aria-label="a &lt; b"' in svg
+
+
+def test_a_run_has_a_sheet_of_its_samples(tmp_path: Path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for key, known in (("a", [8]), ("b", [0, 16])):
+        card = {"caption": f"time-lapse of {key}", "known": known, "frames": 17, "seconds": None}
+        (folder / f"{key}.json").write_text(json.dumps(card))
+        for name in (f"{key}.mp4", f"{key}.truth.mp4"):
+            write_video(folder / name, torch.zeros(17, 3, 32, 32))
+    one, both = (Image.open(run_sheet(tmp_path, tmp_path / "s.png", clips)) for clips in ([1], []))
+    assert both.height - 4 == 2 * (one.height - 4)
+    with pytest.raises(ValueError, match="has 2 samples"):
+        run_sheet(tmp_path, tmp_path / "s.png", [2])

@@ -107,3 +107,21 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
         return frames
     sized = interpolate(frames.float(), (height, width), mode="bicubic", antialias=True)
     return sized.round().clamp(0, 255).to(torch.uint8)
+
+
+def run_sheet(folder: Path | str, path: Path | str, clips: Sequence[int] = (), height: int = 112) -> Path:
+    """A run's samples (all, or these by their place), each below the real clip where there is one."""
+    from timelapse.report.run_files import read_run
+
+    samples = read_run(folder).samples
+    if clips and max(clips) >= len(samples):
+        raise ValueError(f"{folder} has {len(samples)} samples; choose clips below that")
+    videos, labels, known = [], [], []
+    for sample in [samples[i] for i in clips] if clips else samples:
+        for name, video in sample.videos.items():
+            videos.append(video)
+            frames = " and ".join(map(str, sample.known))
+            labels.append(f"{sample.caption}: real clip" if name == "truth" else f"made from frame {frames}")
+            known.append(sample.known)
+    return contact_sheet(videos, path, labels, known, height=height)
+
