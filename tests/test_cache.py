@@ -10,7 +10,7 @@ from safetensors.torch import load
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
-from timelapse.cache import cached, fingerprint  # noqa: E402
+from timelapse.cache import Store, cached, fingerprint  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
@@ -73,6 +73,20 @@ def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     again = build(run, tmp_path)[1]  # alone in its batch, so equal to the last bits only
     torch.testing.assert_close(again["mean"], load(before)["mean"], atol=1e-5, rtol=0)
     assert (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns == untouched
+
+
+def test_the_same_from_an_object_store(run, tmp_path):
+    local, remote = build(run, tmp_path), build(run, "memory://bucket/cache", pixels=False)
+    assert str(remote.folder).startswith("memory://bucket/cache/")
+    for i in range(3):
+        here, there = local[i], remote[i]
+        assert torch.equal(here["mean"], there["mean"]) and here["caption"] == there["caption"]
+    store, name = Store(remote.folder), f"{remote.keys[1]}.safetensors"
+    data = store.read(name)
+    store.write(name, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match="damaged"):
+        remote[1]
+    assert torch.equal(build(run, "memory://bucket/cache")[2]["mean"], local[2]["mean"])
 
 
 def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):

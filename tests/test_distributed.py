@@ -108,8 +108,8 @@ def test_killed_at_random_on_one_or_two_processes_no_clip_is_seen_twice_or_misse
     while True:
         trainer, processes = dice.choice([("fsdp", 2), ("fsdp", 1), ("cpu", 1), ("ddp", 2)])
         more = kills < int(os.environ.get("TIMELAPSE_KILLS", 4))
-        kill_at = 1 + 12 * dice.random() if more else None
-        if fit(trainer, folder, "train.checkpoint_every=1", processes=processes, kill_at=kill_at):
+        kill_after = 3 * dice.random() if more else None
+        if fit(trainer, folder, "train.checkpoint_every=1", processes=processes, kill_after=kill_after):
             break
         kills += 1
     assert kills >= 1

@@ -1,6 +1,7 @@
 """Latent moments, text embeddings and encoder features of a dataset, computed once.
 
-One safetensors file a clip under `<cache>/<hash>/`, where the hash covers everything that shaped the numbers: the
+One safetensors file a clip under `<cache>/<hash>/`, on disk or in an object store (`paths.cache=s3://bucket/cache`,
+whatever fsspec opens), where the hash covers everything that shaped the numbers: the
 dataset and its files, the weights of codec, text encoder and vision encoder. Posterior samples, any-frame conditions
 and random crops are redrawn each step and never stored.
 """
@@ -50,9 +51,9 @@ class Cached(Dataset):
     A file whose digest is not the index's raises ValueError, naming it and the way out: it is never silently used.
     """
 
-    def __init__(self, dataset: Dataset, folder: Path, pixels: bool = True):
+    def __init__(self, dataset: Dataset, folder: Path | str, pixels: bool = True):
         self.dataset, self.folder, self.pixels = dataset, folder, pixels
-        made = json.loads((folder / "index.json").read_text())
+        made = json.loads(Store(folder).read("index.json"))
         self.index, self.captions = made["clips"], made["captions"]
         self.keys = keys(dataset)
 
@@ -61,9 +62,9 @@ class Cached(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         key = self.keys[i]
-        data = (self.folder / f"{key}.safetensors").read_bytes()
+        data = Store(self.folder).read(f"{key}.safetensors")
         if digest(data) != self.index[key]:
-            raise ValueError(f"cache file {self.folder / key}.safetensors is damaged; delete it and run again")
+            raise ValueError(f"cache file {self.folder}/{key}.safetensors is damaged; delete it and run again")
         stored = load(data)
         video = stored.pop("video", None)
         item = {"key": key, "caption": self.captions[key]}
@@ -74,6 +75,36 @@ class Cached(Dataset):
         return {**item, **{k: v if k == "seconds" else v.float() for k, v in stored.items()}}
 
 
+class Store:
+    """Files of one folder, each written whole or not at all: local, or behind any protocol that fsspec opens."""
+
+    def __init__(self, folder: Path | str):
+        self.folder = folder
+        self.remote = "://" in str(folder)
+        if self.remote:
+            import fsspec
+
+            self.files, self.root = fsspec.core.url_to_fs(str(folder))  # kept by fsspec, in a forked worker anew
+
+    def read(self, name: str) -> bytes:
+        """FileNotFoundError where there is none."""
+        return self.files.cat_file(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        if not self.remote:
+            Path(self.folder).mkdir(parents=True, exist_ok=True)
+            return write(Path(self.folder) / name, data)
+        self.files.makedirs(self.root, exist_ok=True)
+        self.files.pipe_file(f"{self.root}/{name}", data)
+
+    def exists(self, name: str) -> bool:
+        return self.files.exists(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).exists()
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self.files.rm_file(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).unlink()
+
+
 def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
 
@@ -81,7 +112,7 @@ def digest(data: bytes) -> str:
 @torch.no_grad()
 def cached(
     dataset: Dataset,
-    root: Path,
+    root: Path | str,
     spec: dict[str, Any],
     model: Any,
     encoder: nn.Module | None,
@@ -105,19 +136,19 @@ def cached(
     }
     if store_pixels:
         parts["pixels"] = "uint8"
-    folder = root / blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
+    name = blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    folder = f"{root}/{name}" if "://" in str(root) else Path(root) / name
+    store = Store(folder)
     if rank() != 0:  # one process computes, the others wait for its word
-        while not (folder / "complete").exists():
+        while not store.exists("complete"):
             time.sleep(1)
         return Cached(dataset, folder, pixels)
 
-    index_file = folder / "index.json"
-    made = json.loads(index_file.read_text()) if index_file.exists() else {"clips": {}, "captions": {}}
+    made = json.loads(store.read("index.json")) if store.exists("index.json") else {"clips": {}, "captions": {}}
     index, captions = made["clips"], made["captions"]
-    missing = [i for i, key in enumerate(keys(dataset)) if not intact(folder, key, index)]
+    missing = [i for i, key in enumerate(keys(dataset)) if not intact(store, key, index)]
     if missing:
-        (folder / "complete").unlink(missing_ok=True)
+        store.remove("complete")
         for part in (model.codec, model.text, encoder):
             if part is not None:
                 part.to(device)
@@ -134,18 +165,18 @@ def cached(
                 rows["video"] = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             for b, key in enumerate(batch["key"]):
                 data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
-                write(folder / f"{key}.safetensors", data)
+                store.write(f"{key}.safetensors", data)
                 index[key], captions[key] = digest(data), batch["caption"][b]
             if n % 50 == 49:  # a kill loses no more than this
-                save_index(index_file, parts, index, captions)
-        save_index(index_file, parts, index, captions)
-    write(folder / "complete", b"")
+                save_index(store, parts, index, captions)
+        save_index(store, parts, index, captions)
+    store.write("complete", b"")
     return Cached(dataset, folder, pixels)
 
 
-def save_index(path: Path, parts: dict[str, Any], index: dict[str, str], captions: dict[str, str]) -> None:
+def save_index(store: Store, parts: dict[str, Any], index: dict[str, str], captions: dict[str, str]) -> None:
     made = {"made_from": parts, "clips": index, "captions": captions}
-    write(path, json.dumps(made, indent=1, default=str).encode())
+    store.write("index.json", json.dumps(made, indent=1, default=str).encode())
 
 
 def keys(dataset: Dataset) -> list[str]:
@@ -153,9 +184,9 @@ def keys(dataset: Dataset) -> list[str]:
     return dataset.keys if hasattr(dataset, "keys") else [dataset[i]["key"] for i in range(len(dataset))]
 
 
-def intact(folder: Path, key: str, index: dict[str, str]) -> bool:
-    path = folder / f"{key}.safetensors"
-    return key in index and path.exists() and digest(path.read_bytes()) == index[key]
+def intact(store: Store, key: str, index: dict[str, str]) -> bool:
+    name = f"{key}.safetensors"
+    return key in index and store.exists(name) and digest(store.read(name)) == index[key]
 
 
 def chunks(items: list[int], size: int) -> list[list[int]]:

@@ -157,7 +157,7 @@ class Run:
 
         spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
         pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
-        root = Path(self.cfg.paths.cache)
+        root = self.cfg.paths.cache  # a folder, or what fsspec opens
         store = self.cfg.cache.pixels and split == "train"
         return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels, store_pixels=store)
 
