@@ -58,6 +58,10 @@ def sample_input(run: Any) -> None:
     listed = lambda x: [x] if isinstance(x, (str, int)) else list(x)
     images, frames = listed(cfg.input.image), listed(cfg.input.frame)
     T, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
+    if images == ["generate"]:
+        from timelapse.text_to_image import first_picture
+
+        images = [first_picture(cfg.input.text_to_image, cfg.input.prompt, *size, run.out, cfg.seed, run.device)]
     if len(images) != len(frames):
         raise ValueError(
             f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"

@@ -125,10 +125,10 @@ class Run:
     @cached_property
     def module(self) -> Any:
         """The LightningModule, handed the parts that its constructor names."""
-        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder", "noise"))
+        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder", "noise_law"))
 
     @cached_property
-    def noise(self) -> Any:
+    def noise_law(self) -> Any:
         return build(self.cfg.noise)
 
     @cached_property

@@ -57,3 +57,17 @@ def test_it_learns_a_picture():
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert module.moments[1].min() > 0
+
+
+def test_the_recipe_builds_with_its_own_numbers(tmp_path):
+    """Nothing that a run has to hand (models, losses, a noise law) takes the place of a number of the module."""
+    from hydra import compose, initialize_config_dir
+
+    from timelapse.build import frozen
+    from timelapse.run import CONF
+    from timelapse.stages import Run
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["+experiment=pretrain_picture_vae", "module.features=null"])
+    module = Run(frozen(cfg), tmp_path).module
+    assert module.noise == 0.05 and module.vae.config.latent_channels == 8

@@ -24,7 +24,7 @@ class Denoising(L.LightningModule):
     model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
     losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
     and stay outside of this module's tree, so that sharding never touches their loaded weights.
-    noise: law of the noise, in training and at the start of sampling (config group `noise`).
+    noise_law: of the noise, in training and at the start of sampling (config group `noise`).
     learning_rate, weight_decay, betas: AdamW; optimizer: adamw or adamw8bit (timelapse.module.optimizer).
     warmup: steps of linear warm-up, then constant, then linear to zero over the last `cooldown` share of `steps`.
     caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
@@ -41,7 +41,7 @@ class Denoising(L.LightningModule):
         conditioning: Conditioning,
         losses: dict[str, nn.Module],
         encoder: nn.Module | None = None,
-        noise: Callable[..., Tensor] = randn,
+        noise_law: Callable[..., Tensor] = randn,
         learning_rate: float = 1e-4,
         warmup: int = 0,
         steps: int = 0,
@@ -62,7 +62,7 @@ class Denoising(L.LightningModule):
             )
         # Plain containers hide them from nn.Module: frozen parts must not enter the sharded tree or the checkpoint.
         self._frozen = {"model": model, "encoder": encoder}
-        self.conditioning, self.noise = conditioning, noise
+        self.conditioning, self.noise_law = conditioning, noise_law
         self.backbone: nn.Module | None = None
         self.losses = nn.ModuleDict(losses)
         self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
@@ -191,7 +191,7 @@ class Denoising(L.LightningModule):
         model = self.model
         batch = self.prepare(batch, names)
         z0 = batch["latent"]
-        noise = self.noise(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
+        noise = self.noise_law(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
         condition = self.condition(batch, names)
         zt = model.process.noise(z0, noise, t)
         output, hidden = self.backbone(zt, t, condition, taps=self.taps)
@@ -302,7 +302,7 @@ class Denoising(L.LightningModule):
                 condition.layout = (
                     model.codec.encode(layout) if told else still(video, condition.known, model.codec, condition.latent)
                 )
-            noise = self.noise(shape, keyed_each(names, self.seed, "start", *part), self.device)
+            noise = self.noise_law(shape, keyed_each(names, self.seed, "start", *part), self.device)
             with self.averaged() if weights == "ema" else nullcontext():
                 latent = sampler(
                     model,

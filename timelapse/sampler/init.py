@@ -109,7 +109,8 @@ class FrameInit:
         reference: Process | None = None,
     ):
         self.level, self.reference = level, reference
-        self.filter = {"kind": filter, "cutoff": cutoff, "time_cutoff": time_cutoff or cutoff, "order": order}
+        self.filter = {"kind": filter, "cutoff": cutoff, "order": order}
+        self.filter["time_cutoff"] = cutoff if time_cutoff is None else time_cutoff
         low_pass((1, 1, 1), **self.filter)  # says what is wrong before anything is loaded
 
     def __call__(self, noise: Tensor, layout: Tensor, process: Process) -> Tensor:
@@ -121,6 +122,11 @@ class FrameInit:
         if layout.shape != noise.shape:
             raise ValueError(f"frameinit: the layout is {tuple(layout.shape)}, the noise {tuple(noise.shape)}")
         process = self.reference or process
+        if not hasattr(process, "alpha_bar"):
+            raise ValueError(
+                "frameinit: level counts on a schedule in discrete time, which this model's process has not; set "
+                "sampler.start.reference, e.g. by sampler=frameinit"
+            )
         if not 0 <= self.level < process.steps:
             raise ValueError(f"frameinit: level={self.level} is outside of the process; use 0..{process.steps - 1}")
         alpha_bar = float(process.alpha_bar[self.level])

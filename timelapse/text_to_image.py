@@ -1,0 +1,53 @@
+"""Text to video by way of a picture: the first frame from a text-to-image model (ConsistI2V, appendix F)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from timelapse.randomness import keyed
+
+log = logging.getLogger("timelapse")
+
+
+def first_picture(
+    source: str | None,
+    prompt: str | None,
+    height: int,
+    width: int,
+    folder: Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> str:
+    """Path of a PNG that the diffusers pipeline at `source` (hub id or folder) made of the prompt, at its own size.
+
+    The paper takes Stable Diffusion 2.1-base. The picture is drawn from (seed, prompt): it is made once and kept.
+    height, width: of the video; the picture has its shape, with the short side of the pipeline's own size.
+    """
+    if not source or not prompt:
+        raise ValueError(
+            "input.image=generate needs input.prompt='...' and input.text_to_image=ID, a diffusers text-to-image "
+            "pipeline, e.g. stabilityai/stable-diffusion-2-1-base or a downloaded folder"
+        )
+    from hashlib import blake2b
+
+    name = blake2b(f"{source}\x1f{prompt}\x1f{seed}".encode(), digest_size=6).hexdigest()
+    path = folder / f"first_picture_{name}.png"
+    if path.exists():
+        return str(path)
+    from diffusers import AutoPipelineForText2Image
+
+    try:
+        pipeline = AutoPipelineForText2Image.from_pretrained(source).to(device)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"input.text_to_image={source} cannot be opened: {reason}") from error
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    scale, step = side / min(height, width), pipeline.vae_scale_factor
+    size = {k: round(n * scale / step) * step for k, n in (("height", height), ("width", width))}
+    picture = pipeline(prompt, generator=keyed(seed, "first picture", prompt), **size).images[0]
+    picture.save(path)
+    log.info(f"first picture by {source}: {path}")
+    return str(path)
