@@ -164,7 +164,9 @@ def test_sampling_is_seeded_by_clip_and_time_reversal_ignores_what_was_trained(m
     assert torch.equal(trf(model, condition, None, noise), trf(taught, condition, None, noise))
 
 
-def test_wrong_inputs_are_one_clear_line(model):
+def test_wrong_inputs_are_one_clear_line(model, small_svd):
+    with pytest.raises(ValueError, match="taught no backward motion"):
+        DualDirectional(1, progress=False)(small_svd(), ends_of(model), None, torch.zeros(1, 5, 4, 4, 4))
     with pytest.raises(ValueError, match="average, linear, forward"):
         DualDirectional(weights="mean")
     with pytest.raises(ValueError, match="sampler.steps is 0"):

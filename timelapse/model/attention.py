@@ -42,7 +42,8 @@ class Maps(dict[str, Tensor]):
 class Use:
     """What temporal self-attention does during one pass of the network.
 
-    record: filled with the maps of `layers`. replay: recorded maps that `layers` read, rotated, in place of their own.
+    record: filled with the maps of `layers`. replay: recorded maps that `layers` read, rotated, in place of their own
+    (without gradient, each is dropped once read).
     mirror: the second half of the batch is the reverse of the first and reads the first half's maps, rotated: what
     record and replay do in two passes, in one and with no map kept. layers: the rotated ones.
     weights: "<layer>.to_v.weight" and the like -> matrix that stands in for the layer's own, for the replayed pass or
@@ -118,7 +119,9 @@ class Processor:
         if use.replay is not None and rotated:
             if self.name not in use.replay:
                 raise ValueError(f"attention: no map was recorded for {self.name}; record and replay the same layers")
-            return self.read(attn, rotate(use.replay[self.name]), x, use.weights)
+            # Sampling reads a map once and lets it go; training may run a checkpointed layer again.
+            take = use.replay.__getitem__ if torch.is_grad_enabled() else use.replay.pop
+            return self.read(attn, rotate(take(self.name)), x, use.weights)
         own = self.map(attn, x, use.weights)
         if use.record is not None and rotated:
             use.record[self.name] = own.detach()

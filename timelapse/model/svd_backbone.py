@@ -107,6 +107,11 @@ class SvdBackbone(nn.Module):
             raise ValueError("svd: alignment losses that read hidden tokens are not supported; use loss=[denoise]")
         if motion not in MOTIONS:
             raise ValueError(f"svd: motion={motion!r}; choose one of {', '.join(MOTIONS)}")
+        if motion in ("backward", "both") and self.motion == "forward":
+            raise ValueError(
+                "svd: this network was taught no backward motion (model.reverse=null); use +experiment=svd_backward, "
+                "or sampler=time_reversal, which needs none"
+            )
         wanted = self.unet.config.num_frames
         if zt.shape[1] < wanted:
             raise ValueError(f"svd: {zt.shape[1]} frames, but this network makes {wanted}; set video.frames={wanted}")

@@ -51,7 +51,7 @@ class FrameVae(L.LightningModule):
         if perceptual and features is None:
             raise ValueError("frame_vae: there is a perceptual weight; set module.features to a network")
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
-        self.vae: nn.Module = model.codec.vae.requires_grad_(True)
+        self.vae: nn.Module = model.codec.vae.requires_grad_(True).train()
         self.frames, self.crop, self.noise, self.seed = frames, crop, noise, seed
         self.latent_weight, self.gradient_weight, self.perceptual = latent_weight, gradient_weight, perceptual
         self.learning_rate, self.steps, self.warmup = learning_rate, steps, warmup
@@ -89,8 +89,8 @@ class FrameVae(L.LightningModule):
             total = total + self.perceptual * losses["perceptual"]
         self.square.lerp_(z.detach().square().mean((0, 1, 3, 4)), 0.02)
         for name, value in losses.items():
-            self.log(f"train/{name}", value.detach())
-        self.log("train/loss", total.detach(), prog_bar=True)
+            self.log(f"train/{name}", value.detach(), batch_size=len(video))
+        self.log("train/loss", total.detach(), batch_size=len(video), prog_bar=True)
         if not torch.isfinite(total):
             raise ValueError(f"loss is {total.item()} at step {self.global_step}; lower train.learning_rate")
         return total
@@ -108,7 +108,8 @@ class FrameVae(L.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         _, output = self(batch["video"])
-        self.log("val/psnr", psnr(output, batch["video"]).mean(), sync_dist=True, prog_bar=True)
+        value = psnr(output, batch["video"]).mean()
+        self.log("val/psnr", value, sync_dist=True, batch_size=len(output), prog_bar=True)
 
     def ship(self, recipe: str, name: str = "svd_tiny_vae") -> Path:
         """Write the VAE to the shipped weights; recipe: the command that made it."""
