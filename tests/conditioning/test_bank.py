@@ -39,7 +39,7 @@ def test_latents_are_those_of_the_whole_clip(codec, frame, chunks):
     )
     mixed = torch.where(known[0][:, None, None, None], video[0], filler)
     for _ in range(2):  # made, then remembered
-        mean, std = bank.moments(codec, 1, mixed, before)
+        mean, std = bank.moments(codec, [1], mixed[None], [before])
         whole_mean, whole_std = codec.moments(mixed[None])
         torch.testing.assert_close(mean, whole_mean, atol=1e-5, rtol=0)
         torch.testing.assert_close(std, whole_std, atol=1e-5, rtol=0)

@@ -30,7 +30,7 @@ class NoiseBank:
                 f"conditioning.bank is {size}; expected the number of noise clips kept, e.g. 8, or 0 for none"
             )
         self.size, self.variance, self.seed = size, variance, seed
-        self.made: dict[tuple, list[Tensor]] = {}  # (n, shape) -> distribution of each chunk made so far
+        self.made: dict[tuple, list[Tensor]] = {}  # (n, shape) -> what each chunk made so far is encoded to
         self.state: dict[tuple, list[Any]] = {}  # the encoder's state before each chunk
 
     def choose(self, generator: torch.Generator) -> int:
@@ -51,21 +51,42 @@ class NoiseBank:
         return torch.cat([self.noise(n, tuple(noise.shape))[:until].to(noise), noise[until:]]), before
 
     @torch.no_grad()
-    def moments(self, codec: Any, n: int, video: Tensor, before: int) -> tuple[Tensor, Tensor]:
-        """`codec.moments(video[None])` of a clip (T,3,H,W) whose first `before` chunks are those of noise n."""
-        chunks, key = codec.chunks(len(video)), (n, tuple(video.shape))
-        made, state = self.made.setdefault(key, []), self.state.setdefault(key, [None])
-        while len(made) < before:
-            start, end = chunks[len(made)]
-            part = self.noise(n, tuple(video.shape))[start:end].to(video.device)
-            out, after = codec.encode_chunk(part[None], moved(state[-1], video.device))
+    def moments(self, codec: Any, chosen: list[int], video: Tensor, before: list[int]) -> tuple[Tensor, Tensor]:
+        """`codec.moments(video)` of clips (B,T,3,H,W) whose first `before[b]` chunks are those of noise `chosen[b]`.
+
+        Clips that begin in the same chunk are encoded together.
+        """
+        chunks, device, rows = codec.chunks(video.shape[1]), video.device, {}
+        for start in sorted(set(before)):
+            group = [b for b, chunk in enumerate(before) if chunk == start]
+            kept = [self.beginning(codec, chosen[b], tuple(video.shape[1:]), start, device) for b in group]
+            parts = [torch.cat(part).to(device) for part in zip(*(made for made, _ in kept))]
+            state = moved(together([state for _, state in kept]), device)
+            for begin, end in chunks[start:]:
+                part, state = codec.encode_chunk(video[group, begin:end], state)
+                parts.append(part)
+            rows |= dict(zip(group, torch.cat(parts, dim=2)))
+        return codec.moments_of(torch.stack([rows[b] for b in range(len(before))]))
+
+    def beginning(
+        self, codec: Any, n: int, shape: tuple[int, ...], chunks: int, device: torch.device
+    ) -> tuple[list[Tensor], Any]:
+        """What the first `chunks` chunks of noise n are encoded to, and the encoder's state after them."""
+        made, state = self.made.setdefault((n, shape), []), self.state.setdefault((n, shape), [None])
+        while len(made) < chunks:
+            begin, end = codec.chunks(shape[0])[len(made)]
+            part = self.noise(n, shape)[None, begin:end].to(device)
+            out, after = codec.encode_chunk(part, moved(state[-1], device))
             made.append(out.cpu())
             state.append(moved(after, "cpu"))
-        parts, now = [part.to(video.device) for part in made[:before]], moved(state[before], video.device)
-        for start, end in chunks[before:]:
-            out, now = codec.encode_chunk(video[None, start:end], now)
-            parts.append(out)
-        return codec.moments_of(parts)
+        return made[:chunks], state[chunks]
+
+
+def together(states: list[Any]) -> Any:
+    """States of single clips as that of a batch."""
+    if isinstance(states[0], dict):
+        return {name: together([state[name] for state in states]) for name in states[0]}
+    return None if states[0] is None else torch.cat(states)
 
 
 def moved(state: Any, device: torch.device | str) -> Any:

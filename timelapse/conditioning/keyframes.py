@@ -106,8 +106,7 @@ def condition_on(
         if bank is None:
             latents.update(zip(whole, codec.encode(mixed, pick(whole))))
         else:
-            made = [bank.moments(codec, *clip) for clip in zip(chosen, mixed, before)]
-            mean, std = (torch.cat(moments) for moments in zip(*made))
+            mean, std = bank.moments(codec, chosen, mixed, before)
             draw = randn(tuple(mean.shape[1:]), pick(whole), mean.device)
             latents.update(zip(whole, mean + std * draw))
     # 1.5's VAE scales known frames unlike clips; 1 for all others.

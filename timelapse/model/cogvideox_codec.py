@@ -72,9 +72,9 @@ class CogVideoXCodec(nn.Module):
         out, state = self.vae.encoder(video.transpose(1, 2).to(self.vae.device, self.vae.dtype), conv_cache=state)
         return out if self.vae.quant_conv is None else self.vae.quant_conv(out), state
 
-    def moments_of(self, chunks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """As `moments`, from all chunks of a clip."""
-        return self._scaled(DiagonalGaussianDistribution(torch.cat(chunks, dim=2)))
+    def moments_of(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """As `moments`, from all chunks of clips joined along the frames (dim 2)."""
+        return self._scaled(DiagonalGaussianDistribution(encoded))
 
     def _scaled(self, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
         mean, std = (x.transpose(1, 2).float() for x in (posterior.mean, posterior.std))
