@@ -3,8 +3,9 @@
     python experiments/consisti2v_attention/benchmark.py [--places 32 16 8] [--frames 16] [--repeats 3]
 
 Widths are Stable Diffusion 2.1's at 32x32, 16x16 and 8x8 latents (320, 640, 1280 channels). The public way gathers and
-joins hidden tokens, then projects all of them; ours projects each token once. Memory is what autograd keeps for the
-backward pass, counted by storage, inputs and weights left out.
+joins hidden tokens, then projects all of them; ours projects each token once. Times are CPU seconds of this process
+(one thread), so that other work on the machine does not count. Memory is what autograd keeps for the backward pass,
+counted by storage, inputs and weights left out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def temporal_gather(attn: Attention, x: Tensor, frames: int, height: int) -> Ten
 
 
 def measure(run, x: Tensor, weights: list[Tensor], repeats: int) -> dict[str, float]:
-    """Seconds of a forward, of forward and backward, and MiB kept between them; the best of `repeats`."""
+    """CPU seconds of a forward, of forward and backward, and MiB kept between them; the best of `repeats`."""
     own = {w.untyped_storage().data_ptr() for w in weights} | {x.untyped_storage().data_ptr()}
     kept: dict[int, int] = {}
 
@@ -71,12 +72,12 @@ def measure(run, x: Tensor, weights: list[Tensor], repeats: int) -> dict[str, fl
     forward, both = [], []
     for _ in range(repeats):
         with torch.no_grad():
-            started = time.perf_counter()
+            started = time.process_time()
             run(x)
-            forward.append(time.perf_counter() - started)
-        started = time.perf_counter()
+            forward.append(time.process_time() - started)
+        started = time.process_time()
         run(x).square().mean().backward()
-        both.append(time.perf_counter() - started)
+        both.append(time.process_time() - started)
     return {"forward_s": min(forward), "training_s": min(both), "kept_mib": mib}
 
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     print("| attention | latent | way | forward s | forward + backward s | kept MiB | largest difference |")
     print("|---|---|---|---|---|---|---|")
     for side in args.places:

@@ -47,6 +47,7 @@ class Samples(Callback):
         known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1).to(module.device)
         training, _ = module.training, module.eval()
         videos = module.sample(batch, known, self.sampler)  # every rank: a sharded forward is collective
+        videos = videos[:, : batch["video"].shape[1]]  # of chunks in a row only the first has a truth
         module.train(training)
         if not trainer.is_global_zero:
             return
