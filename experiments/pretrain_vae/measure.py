@@ -1,6 +1,6 @@
 """PSNR of the shipped VAE on validation clips, and a sheet of truth over reconstruction.
 
-python experiments/pretrain_vae/measure.py [--clips 64] [--sheet reconstructions.png] [--write]
+python experiments/pretrain_vae/measure.py [--clips 64] [--sheet reconstructions.webp] [--write]
 
 --write puts the numbers on the card of the shipped weights.
 """

@@ -121,7 +121,8 @@ def run_sheet(folder: Path | str, path: Path | str, clips: Sequence[int] = (), h
         for name, video in sample.videos.items():
             videos.append(video)
             frames = " and ".join(map(str, sample.known))
-            labels.append(f"{sample.caption}: real clip" if name == "truth" else f"made from frame {frames}")
+            said = {"truth": f"{sample.caption}: real clip", "given": f"{sample.caption}: given"}
+            labels.append(said.get(name, f"made from frame {frames}"))
             known.append(sample.known)
     return contact_sheet(videos, path, labels, known, height=height)
 
