@@ -84,6 +84,7 @@ def test_tables_hold_mean_and_spread_over_seeds(tmp_path: Path):
     text = markdown(rows, [SC, MD])
     assert "| a | 3 | 0.900 ± 0.100 | 0.503 ± 0.0058 |" in text
     assert "| b | 0 (1 failed) | – | – |" in text
+    assert "- b, seed 0: NaN" in text
     write_csv(rows, tmp_path / "t.csv")
     line = next(csv.DictReader((tmp_path / "t.csv").open()))
     assert (line["method"], line["metric"], line["seeds"], line["clips"]) == ("a", SC, "3", "4")

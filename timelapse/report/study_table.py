@@ -99,14 +99,15 @@ def cell(values: Sequence[float]) -> str:
 
 
 def markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """A table with a row per method: mean ± standard deviation over seeds."""
+    """A table with a row per method: mean ± standard deviation over seeds; below it, which jobs failed and why."""
     head = ["method", "seeds", *[f"{m.replace('_', ' ')} {ARROWS[direction(rows, m)]}".strip() for m in metrics]]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         seeds = str(len(row.runs)) + (f" ({len(row.failed)} failed)" if row.failed else "")
         cells = [cell(list(row.values(m).values())) for m in metrics]
         lines.append(f"| {' | '.join([row.name, seeds, *cells])} |")
-    return "\n".join(lines) + "\n"
+    failed = [f"- {row.name}, seed {seed}: {reason}" for row in rows for seed, reason in sorted(row.failed.items())]
+    return "\n".join(lines + (["", "Failed:", "", *failed] if failed else [])) + "\n"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
