@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from timelapse.errors import MISTAKES, check_added, one_line
+from timelapse.help import help_text
 
 HERE = Path(__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a wheel, else a checkout
@@ -49,6 +50,9 @@ OmegaConf.register_new_resolver("identity", identity, replace=True)
 
 def main() -> None:
     """Entry of `python -m timelapse.run` and of the console script `timelapse`."""
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(help_text(CONF))
+        return
     # Hydra's own report of a typo takes a screen: it raises instead, and one line is printed. The user's wish for
     # tracebacks is kept beside it, for jobs started from here too.
     traceback = os.environ.setdefault("TIMELAPSE_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
