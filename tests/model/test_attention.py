@@ -110,6 +110,8 @@ def test_one_batch_of_both_motions_equals_two_passes_with_stored_maps(model, inp
         backbone.joint = joint
         with torch.no_grad():
             answers.append(backbone(inputs["zt"], inputs["t"], condition, motion="both")[0])
+        # two clips, 3 layers at 16 places and the middle one at 4, 2 heads, 5 x 5 float32
+        assert backbone.stored == (0 if joint else 2 * (3 * 16 + 4) * 2 * 25 * 4)
     backbone.joint = True
     torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
     assert (answers[0][0] - answers[0][1]).abs().max() > 1e-2

@@ -12,6 +12,7 @@ from PIL import Image
 from timelapse.build import build
 from timelapse.conditioning.end_frames import EndFrames
 from timelapse.model.svd_backbone import SvdBackbone
+from timelapse.model.svd_codec import resize
 from timelapse.model.svd_export import image_processor, scheduler
 from timelapse.run import CONF
 from timelapse.sampler.dual_directional import DualDirectional
@@ -63,6 +64,14 @@ def test_forward_weight_one_is_the_plain_pipeline(small_svd, steps, guidance):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     video = pipeline.decode_latents(expected, 5).transpose(1, 2)
     torch.testing.assert_close(model.codec.decode(expected), video, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("height, width", [(70, 40), (33, 64), (16, 20)])
+def test_pictures_shrink_for_clip_as_in_the_pipeline(height, width):
+    from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+
+    x = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height)) * 2 - 1
+    torch.testing.assert_close(resize(x, 24), _resize_with_antialiasing(x, (24, 24)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name, frames", [("svd_paper", 14), pytest.param("svd_xt_paper", 25, marks=pytest.mark.slow)])

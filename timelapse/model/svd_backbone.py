@@ -44,6 +44,7 @@ class SvdBackbone(nn.Module):
         self.width = unet.config.block_out_channels[0]
         self.motion = "forward" if reverse is None else "backward"
         self.rotated = frozenset()
+        self.stored = 0  # bytes of the maps that the last pass kept; for reports
         self.reverse = nn.ParameterDict()  # keys with "/" for ".", which parameter names cannot have
         if reverse is not None:
             if reverse["rotate"] not in ROTATE:
@@ -115,6 +116,7 @@ class SvdBackbone(nn.Module):
         wanted = self.unet.config.num_frames
         if zt.shape[1] < wanted:
             raise ValueError(f"svd: {zt.shape[1]} frames, but this network makes {wanted}; set video.frames={wanted}")
+        self.stored = 0
         first, last = ends(condition, both=motion != "forward")
         if motion == "forward":
             return self.run(zt, t, *first), {}
@@ -128,6 +130,7 @@ class SvdBackbone(nn.Module):
         if motion == "both" or self.rotated:
             with torch.no_grad(), self.attention.use(Use(record=maps, layers=self.rotated)):
                 ahead = self.run(zt, t, *first)
+            self.stored = maps.nbytes
         with self.attention.use(Use(replay=maps, layers=self.rotated, weights=self.weights())):
             back = self.run(zt.flip(1), t, *last).flip(1)
         return (torch.stack([ahead, back]) if motion == "both" else back), {}

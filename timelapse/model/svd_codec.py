@@ -4,8 +4,8 @@ frames."""
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -72,7 +72,23 @@ class SvdCodec(nn.Module):
         shape = clean.shape[:2]
         mode, _ = self.posterior(noised.flatten(0, 1))
         size = self.vision.config.image_size
-        small = _resize_with_antialiasing(clean.flatten(0, 1).to(self.clip_stats), (size, size))
+        small = resize(clean.flatten(0, 1).to(self.clip_stats), size)
         mean, std = self.clip_stats
         tokens = self.vision(((small + 1) / 2 - mean).div(std).to(self.vision.dtype)).image_embeds
         return mode.unflatten(0, shape), tokens.float().unflatten(0, shape)
+
+
+def resize(pictures: Tensor, size: int) -> Tensor:
+    """(M,3,H,W) -> (M,3,size,size) as SVD's pipeline does it for CLIP: a Gaussian blur as wide as the shrinking asks
+    for, then bicubic with aligned corners."""
+    for dim in (-1, -2):
+        length = pictures.shape[dim]
+        sigma = max((length / size - 1) / 2, 0.001)
+        taps = int(max(4 * sigma, 3)) | 1
+        at = torch.arange(taps, device=pictures.device, dtype=pictures.dtype) - taps // 2
+        kernel = torch.exp(-at.square() / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).reshape((1, 1, 1, taps) if dim == -1 else (1, 1, taps, 1))
+        edge = taps // 2
+        padded = F.pad(pictures, (edge, edge, 0, 0) if dim == -1 else (0, 0, edge, edge), mode="reflect")
+        pictures = F.conv2d(padded, kernel.expand(pictures.shape[1], -1, -1, -1), groups=pictures.shape[1])
+    return F.interpolate(pictures, (size, size), mode="bicubic", align_corners=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from timelapse.randomness import randn
 from timelapse.sampler.euler import check_steps, euler
 from timelapse.sampler.fuse import WEIGHTS, fused
 from timelapse.types import Condition
+
+log = logging.getLogger("timelapse")
 
 
 class DualDirectional:
@@ -58,7 +61,11 @@ class DualDirectional:
         """Clean latent (B,t,c,h,w), float32. condition: of the end frames, by `EndFrames`. noise: unit Gaussian.
         negative_tokens: not read, the unconditional branch is the model's. generators: one a clip, for recurrence."""
         denoise = fused(model, condition, backbone, self.motion, self.weights, self.guidance)
-        return self.integrate(model, denoise, noise.float(), generators, progress)
+        latent = self.integrate(model, denoise, noise.float(), generators, progress)
+        stored = getattr(backbone or model.backbone, "stored", 0)
+        if stored:
+            log.info(f"attention maps stored at a time: {stored / 2**20:.1f} MiB")
+        return latent
 
     def integrate(
         self, model: Any, denoise: Any, noise: Tensor, generators: list[torch.Generator] | None, progress: bool | None
