@@ -21,7 +21,7 @@ demo: $(STAMP)   ## the main job at tiny scale; prints where the report is
 	$(BIN)/python -m timelapse.run +experiment=drepa_vjepa
 
 test: $(STAMP)   ## the tests, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-all: $(STAMP) ## the slow ones too
 	$(BIN)/python -m pytest
