@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5EncoderModel
 
 from timelapse import assets
+from timelapse.model import weights
 from timelapse.model.cogvideox_backbone import Backbone
 from timelapse.model.cogvideox_codec import CogVideoXCodec
 from timelapse.model.t5 import T5
@@ -89,7 +88,7 @@ class CogVideoX:
             from peft import LoraConfig
 
             transformer.requires_grad_(False)
-            with self._seeded():
+            with weights.seeded(self.seed):
                 transformer.add_adapter(
                     LoraConfig(
                         r=self.lora["rank"],
@@ -114,7 +113,8 @@ class CogVideoX:
         """Captions to tokens; frozen. Without a hub's tokenizer, tokens are bytes."""
         encoder, source = self._part("text", T5EncoderModel, self.frozen_dtype), self._source("text")
         load = AutoTokenizer.from_pretrained
-        tokenizer = self._from_hub(load, source, "tokenizer") if _is_hub(source) else ByT5Tokenizer()
+        hub = weights.is_hub(source)
+        tokenizer = weights.from_hub("cogvideox", load, source, "tokenizer") if hub else ByT5Tokenizer()
         if tokenizer.unk_token_id in tokenizer("a time-lapse of a flower").input_ids:
             raise ValueError(
                 f"cogvideox: the tokenizer of model.weights={source} came without its vocabulary; its file is "
@@ -187,53 +187,21 @@ class CogVideoX:
     def _part(self, part: str, kind: type, dtype: torch.dtype) -> nn.Module:
         """The module of a part with its weights; only shapes when built on the meta device."""
         source, numbers = self._source(part), self.numbers[part]
-        if torch.get_default_device().type != "meta" and _is_hub(source):
+        if torch.get_default_device().type != "meta" and weights.is_hub(source):
             folder = {"text": "text_encoder"}.get(part, part)
             name = "dtype" if part == "text" else "torch_dtype"  # transformers 5 renamed it, diffusers did not
-            module = self._from_hub(kind.from_pretrained, source, folder, **{name: dtype})
-            self._compare(part, source, module.config.to_dict() if part == "text" else dict(module.config))
+            module = weights.from_hub("cogvideox", kind.from_pretrained, source, folder, **{name: dtype})
+            theirs = module.config.to_dict() if part == "text" else dict(module.config)
+            weights.compare("cogvideox", part, source, numbers, theirs)
             return module
-        with self._seeded():
+        with weights.seeded(self.seed):
             module = kind(T5Config(**numbers)) if part == "text" else kind(**numbers)
         if torch.get_default_device().type != "meta":
             if source is not None:
-                state, card = assets.load(source)
-                self._compare(part, source, card.get("config", {}))
-                module.load_state_dict(state)
+                weights.shipped("cogvideox", part, source, module, numbers)
             elif part == "transformer" and self.zero_init:
                 _close_gates(module)
         return nn.Module.to(module, dtype)  # diffusers' own `to` warns about modules it keeps in float32: none here
-
-    def _compare(self, part: str, source: str, theirs: dict[str, Any]) -> None:
-        plain = lambda value: list(value) if isinstance(value, tuple) else value
-        for key, value in self.numbers[part].items():
-            if key in theirs and plain(theirs[key]) != plain(value):
-                raise ValueError(
-                    f"cogvideox: the weights '{source}' have {part}.{key}={theirs[key]}, the config says {value}; "
-                    f"set model.{part}.{key}={theirs[key]} or choose other model.weights"
-                )
-
-    def _from_hub(self, load: Callable, source: str, folder: str, **options: Any) -> Any:
-        try:
-            return load(source, subfolder=folder, **options)
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"cogvideox: cannot open '{folder}' of model.weights={source}: {reason} Download it with "
-                f"`hf download {source} --local-dir DIR` (accept its licence on the hub first if it is gated) and set "
-                f"model.weights=DIR, or set model.weights=null for random weights"
-            ) from error
-
-    @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(self.seed)
-            yield
-
-
-def _is_hub(source: str | None) -> bool:
-    return source is not None and ("/" in source or Path(source).is_dir())
 
 
 @torch.no_grad()
