@@ -1,10 +1,13 @@
 """A mistake on the command line is answered by one line that says what there is."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
+from timelapse.build import frozen
 from timelapse.errors import MISTAKES, check_added, one_line
 from timelapse.run import CONF
+from timelapse.stages import Run
 
 
 def answer(*overrides):
@@ -34,3 +37,22 @@ def test_an_added_key_like_a_known_one_is_a_mistake_and_any_other_is_not():
         check_added(["+experimet=drepa_vjepa"], ["model", "loss", "experimet"])
     fine = ["+experiment=x", "+loss.drepa.margin=1", "+study=y", "+mine=3", "model=x", "~loss"]
     check_added(fine, ["model", "loss", "mine"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["sampler.steps=0"], "sampler.steps is 0"),
+        (["trainer=gpu"], "this machine shows no GPU"),
+        (["+sampler.bogus=3"], "unexpected keyword argument 'bogus'"),
+    ],
+)
+def test_what_would_fail_after_minutes_fails_before_the_first_step(typed, said, tmp_path):
+    if torch.cuda.is_available() and "trainer=gpu" in typed:
+        pytest.skip("this machine has a GPU")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["+experiment=drepa_vjepa", *typed])
+    with pytest.raises((ValueError, *MISTAKES)) as caught:
+        Run(frozen(cfg), tmp_path).check()
+    line = one_line(caught.value)
+    assert said in line and "\n" not in line

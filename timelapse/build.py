@@ -9,6 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from timelapse.errors import root_cause
+
 
 def build(part: DictConfig, **kwargs: Any) -> Any:
     """The object a part's `_target_` names, built from its numbers and `kwargs`.
@@ -25,9 +27,7 @@ def build(part: DictConfig, **kwargs: Any) -> Any:
     try:
         return instantiate(part, _convert_="all", **kwargs)
     except InstantiationException as error:
-        cause = error.__cause__
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):  # the user's: say it as the part said it
             raise type(cause)(f"{where}: {cause}") from error
         raise

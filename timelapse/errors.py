@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -14,6 +14,10 @@ MISTAKES = (HydraException, OmegaConfBaseException)
 
 def one_line(error: Exception) -> str:
     """Hydra's message without its search path and pointers; with what there is to choose from, the likeliest first."""
+    if isinstance(error, InstantiationException):
+        where = [line.strip().removeprefix("full_key: ") for line in str(error).splitlines()[-1:] if "full_key" in line]
+        cause = root_cause(error)
+        return " ".join(": ".join([*where, type(cause).__name__, str(cause)]).split())
     said = [line.strip().removeprefix("In 'config': ") for line in str(error).splitlines() if line.strip()]
     first = said[0] if said else type(error).__name__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -26,6 +30,13 @@ def one_line(error: Exception) -> str:
     if isinstance(parent, DictConfig) and getattr(cause, "key", None) is not None:
         return f"{first.rstrip('.')}; {choice(str(cause.key), [str(k) for k in parent])}"
     return "; ".join([first, *(line for line in said[1:2] if line.startswith("To append"))])
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What went wrong within a part that Hydra was building."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def options_of(group: str) -> list[str]:

@@ -84,7 +84,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         from timelapse.stages import run_stages
 
         return run_stages(cfg)
-    except (ValueError, FileNotFoundError) as error:  # the user's: one line, no traceback
+    except (ValueError, OSError) as error:  # the user's or the disk's: one line, no traceback
         if os.environ.get("TIMELAPSE_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

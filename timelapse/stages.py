@@ -35,6 +35,7 @@ def run_stages(cfg: DictConfig) -> float | None:
     if os.environ.get("HF_HUB_OFFLINE") is None and "tiny" in str(HydraConfig.get().runtime.choices.get("scale")):
         os.environ["HF_HUB_OFFLINE"] = "1"  # shipped weights only; a failed hub name costs 23 s
     run = Run(frozen(cfg), Path(HydraConfig.get().runtime.output_dir))
+    run.check()
     run.freeze()
     result = None
     for stage in cfg.stages:
@@ -67,6 +68,15 @@ class Run:
 
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
+
+    def check(self) -> None:
+        """What would only fail after minutes of work fails now: ValueError."""
+        wanted = self.cfg.trainer.accelerator
+        if {"fit", "sample"} & {*self.cfg.stages}:
+            build(self.cfg.sampler)
+        if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+            if wanted == "cuda" or not torch.backends.mps.is_available():
+                raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")
 
     def freeze(self) -> None:
         """Write config.yaml; a directory that holds another method's run is refused rather than mixed."""

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from timelapse.module.optimizer import adamw
+from timelapse.module.optimizer import optimizer_of
 from timelapse.randomness import keyed_each, randn
 from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
@@ -25,7 +25,7 @@ class Denoising(L.LightningModule):
     losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
     and stay outside of this module's tree, so that sharding never touches their loaded weights.
     noise_law: of the noise, in training and at the start of sampling (config group `noise`).
-    learning_rate, weight_decay, betas: AdamW; optimizer: adamw or adamw8bit (timelapse.module.optimizer).
+    learning_rate, weight_decay, betas: AdamW; optimizer: its kind (timelapse.module.optimizer).
     warmup: steps of linear warm-up, then constant, then linear to zero over the last `cooldown` share of `steps`.
     caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
     (pretraining a small one from scratch; nothing of it is cached then).
@@ -123,8 +123,8 @@ class Denoising(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         parts = (self.backbone, self.losses, *([self.text] if self.train_text else []))
-        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-        optimizer = adamw(self.optimizer, trained, self.learning_rate, self.weight_decay, self.betas)
+        named = [pair for part in parts for pair in part.named_parameters()]
+        optimizer = optimizer_of(self.optimizer, named, self.learning_rate, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

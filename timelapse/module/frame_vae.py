@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timelapse import assets
 from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
+from timelapse.module.optimizer import optimizer_of
 from timelapse.module.reconstruction import cut, numbers_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
@@ -26,8 +27,8 @@ class FrameVae(L.LightningModule):
 
     frames, crop: of the windows, the crop in pixels. noise: deviation, in latent units. latent_weight: of the mean
     square of the latent. gradient_weight: of the L1 distance between differences of neighbours. perceptual: weight of
-    the error on early features of `features` (None: without). learning_rate: Adam's, falling to 0 as a cosine over
-    `steps` after `warmup` steps.
+    the error on early features of `features` (None: without). learning_rate: falling to 0 as a cosine over
+    `steps` after `warmup` steps. optimizer: its kind (timelapse.module.optimizer).
     """
 
     strict_loading = False
@@ -45,6 +46,7 @@ class FrameVae(L.LightningModule):
         learning_rate: float = 6e-4,
         steps: int = 3000,
         warmup: int = 100,
+        optimizer: str = "adamw",
         seed: int = 0,
     ):
         super().__init__()
@@ -55,6 +57,7 @@ class FrameVae(L.LightningModule):
         self.frames, self.crop, self.noise, self.seed = frames, crop, noise, seed
         self.latent_weight, self.gradient_weight, self.perceptual = latent_weight, gradient_weight, perceptual
         self.learning_rate, self.steps, self.warmup = learning_rate, steps, warmup
+        self.optimizer = optimizer
         self.register_buffer("square", torch.ones(self.vae.config.latent_channels))  # of the latent, running
 
     @property
@@ -67,7 +70,7 @@ class FrameVae(L.LightningModule):
             self._frozen["features"].to(self.device)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.vae.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
+        optimizer = optimizer_of(self.optimizer, self.vae.named_parameters(), self.learning_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

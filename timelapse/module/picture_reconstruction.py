@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from timelapse import assets
 from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
+from timelapse.module.optimizer import optimizer_of
 from timelapse.module.reconstruction import drawn, numbers_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
@@ -25,6 +26,7 @@ class PictureReconstruction(L.LightningModule):
     folded into the VAE's 1x1 convolutions around the latent, exactly, so that `scaling_factor` stays 1.
 
     pictures: drawn from each clip of a batch. rate: (first, last) learning rate, changing as a cosine over `steps`.
+    optimizer: its kind (timelapse.module.optimizer).
     noise: deviation added to the latent. gradient_weight, perceptual_weight, latent_weight: as in `Reconstruction`.
     features: frozen network with `pyramid` for the perceptual error, or None.
     """
@@ -38,6 +40,7 @@ class PictureReconstruction(L.LightningModule):
         pictures: int = 4,
         rate: tuple[float, float] = (1e-3, 1e-5),
         warmup: int = 100,
+        optimizer: str = "adamw",
         noise: float = 0.05,
         gradient_weight: float = 1.0,
         perceptual_weight: float = 0.1,
@@ -49,7 +52,7 @@ class PictureReconstruction(L.LightningModule):
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.vae: AutoencoderKL = model.codec.vae.requires_grad_(True)
         self.steps, self.pictures, self.rates, self.warmup = steps, pictures, tuple(rate), warmup
-        self.noise, self.seed = noise, seed
+        self.optimizer, self.noise, self.seed = optimizer, noise, seed
         self.gradient_weight, self.perceptual_weight = gradient_weight, perceptual_weight
         self.latent_weight = latent_weight
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
@@ -69,7 +72,7 @@ class PictureReconstruction(L.LightningModule):
         return up * (last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.vae.parameters(), lr=1.0, betas=(0.9, 0.99))
+        optimizer = optimizer_of(self.optimizer, self.vae.named_parameters(), rate=1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
