@@ -1,5 +1,7 @@
 """The cache gives what encoding online gives, notices damage, and never answers for other weights."""
 
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from safetensors.torch import load
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
-from timelapse.cache import Store, cached, fingerprint  # noqa: E402
+from timelapse.cache import Store, cached, digest, fingerprint  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
@@ -70,8 +72,7 @@ def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     with pytest.raises(ValueError, match="damaged; delete it and run again"):
         stored[1]
     untouched = (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns
-    again = build(run, tmp_path)[1]  # alone in its batch, so equal to the last bits only
-    torch.testing.assert_close(again["mean"], load(before)["mean"], atol=1e-5, rtol=0)
+    assert torch.equal(build(run, tmp_path)[1]["mean"], load(before)["mean"]) and path.read_bytes() == before
     assert (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns == untouched
 
 
@@ -105,3 +106,60 @@ def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
         run.model.codec.vae.decoder.conv_out.conv.bias -= 1e-3
     spec = cached(run.dataset("train"), tmp_path, {"spec": 2}, run.model, None, torch.device("cpu"))
     assert spec.folder not in (first, other)
+
+
+def fill(run, root: Path, process: int, of: int) -> None:
+    """In a process of its own: its share of the cache; what it encodes is written to `root`/encoded-<process>."""
+    os.environ.update(RANK=str(process), WORLD_SIZE=str(of))
+    moments = run.model.codec.moments
+
+    def noted(video):
+        if video.shape[1] > 1:  # not the first frame, which is encoded by itself too
+            with (root / f"encoded-{process}").open("a") as file:
+                file.writelines(f"{digest(clip.numpy().tobytes())}\n" for clip in video)
+        return moments(video)
+
+    run.model.codec.moments = noted
+    build(run, root, batch_size=2)
+    os._exit(0)
+
+
+def together(run, root: Path, processes: int) -> list[int]:
+    """How many clips each of so many processes encoded."""
+    root.mkdir(exist_ok=True)
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=fill, args=(run, root, n, processes)) for n in range(processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == 0
+    logs = [root / f"encoded-{n}" for n in range(processes)]
+    encoded = [log.read_text().split() if log.exists() else [] for log in logs]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    assert len({clip for part in encoded for clip in part}) == sum(map(len, encoded))  # none twice
+    return [len(part) for part in encoded]
+
+
+def test_processes_encode_their_shares_and_the_cache_is_that_of_one(run, tmp_path):
+    alone = build(run, tmp_path / "alone", batch_size=2)
+    assert together(run, tmp_path / "both", 2) == [4, 2]  # 6 clips, in batches of 2
+    both = build(run, tmp_path / "both", batch_size=2)
+    names = sorted(path.name for path in alone.folder.iterdir())
+    assert names == sorted(path.name for path in both.folder.iterdir()) and len(names) == 6 + 1
+    for name in names:
+        assert (alone.folder / name).read_bytes() == (both.folder / name).read_bytes()
+
+    (both.folder / f"{both.keys[3]}.safetensors").write_bytes(b"cut short")
+    assert together(run, tmp_path / "both", 2) == [0, 2]  # with its neighbour, so that the last bits are the same
+    for name in names:
+        assert (alone.folder / name).read_bytes() == (both.folder / name).read_bytes()
+
+
+def test_children_of_a_process_that_has_filled_the_cache_take_no_part(run, tmp_path, monkeypatch):
+    filled = build(run, tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(run.model.codec, "moments", None)
+    assert build(run, tmp_path).folder == filled.folder

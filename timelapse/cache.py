@@ -4,6 +4,9 @@ One safetensors file a clip under `<cache>/<hash>/`, on disk or in an object sto
 whatever fsspec opens), where the hash covers everything that shaped the numbers: the
 dataset and its files, the weights of codec, text encoder and vision encoder. Posterior samples, any-frame conditions
 and random crops are redrawn each step and never stored.
+
+`index.json` names every clip with the digest of its file. Processes that were started together each encode a share and
+write down what they made in a `part-<n>.json`, until all clips are known; process 0 then makes one index of all.
 """
 
 from __future__ import annotations
@@ -53,8 +56,7 @@ class Cached(Dataset):
 
     def __init__(self, dataset: Dataset, folder: Path | str, pixels: bool = True):
         self.dataset, self.folder, self.pixels = dataset, folder, pixels
-        made = json.loads(Store(folder).read("index.json"))
-        self.index, self.captions = made["clips"], made["captions"]
+        self.index, self.captions = known(Store(folder))
         self.keys = keys(dataset)
 
     def __len__(self) -> int:
@@ -100,6 +102,12 @@ class Store:
     def exists(self, name: str) -> bool:
         return self.files.exists(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).exists()
 
+    def names(self, pattern: str) -> list[str]:
+        if not self.remote:
+            return sorted(path.name for path in Path(self.folder).glob(pattern))
+        self.files.invalidate_cache()  # other processes write beside this one
+        return sorted(str(path).rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/{pattern}"))
+
     def remove(self, name: str) -> None:
         if self.exists(name):
             self.files.rm_file(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).unlink()
@@ -138,22 +146,20 @@ def cached(
         parts["pixels"] = "uint8"
     name = blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = f"{root}/{name}" if "://" in str(root) else Path(root) / name
-    store = Store(folder)
-    if rank() != 0:  # one process computes, the others wait for its word
-        while not store.exists("complete"):
-            time.sleep(1)
-        return Cached(dataset, folder, pixels)
-
-    made = json.loads(store.read("index.json")) if store.exists("index.json") else {"clips": {}, "captions": {}}
-    index, captions = made["clips"], made["captions"]
-    missing = [i for i, key in enumerate(keys(dataset)) if not intact(store, key, index)]
+    store, names, (which, of) = Store(folder), keys(dataset), share()
+    index, _ = known(store)
+    # Whole batches, cut where any number of processes would cut them: the last bits depend on the neighbours.
+    batches = chunks(list(range(len(names))), batch_size)[which::of] if which < of else []
+    missing = {names[i] for batch in batches for i in batch if not intact(store, names[i], index)}
     if missing:
-        store.remove("complete")
         for part in (model.codec, model.text, encoder):
             if part is not None:
                 part.to(device)
-        loader = DataLoader(dataset, batch_sampler=chunks(missing, batch_size), collate_fn=collate)
-        for n, batch in enumerate(tqdm(loader, desc=f"cache {len(missing)} clips", leave=False)):
+        batches = [batch for batch in batches if any(names[i] in missing for i in batch)]
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
+        made: dict[str, dict[str, str]] = {"clips": {}, "captions": {}}
+        write_down = lambda: store.write(f"part-{which}.json", json.dumps(made).encode())
+        for n, batch in enumerate(tqdm(loader, desc=f"cache {len(missing)} clips", leave=False, disable=which > 0)):
             video = batch["video"].to(device)
             mean, std = model.codec.moments(video)
             first_mean, first_std = model.codec.moments(video[:, :1])
@@ -164,19 +170,57 @@ def cached(
             if store_pixels:
                 rows["video"] = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             for b, key in enumerate(batch["key"]):
-                data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
-                store.write(f"{key}.safetensors", data)
-                index[key], captions[key] = digest(data), batch["caption"][b]
+                if key in missing:
+                    data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
+                    store.write(f"{key}.safetensors", data)
+                    made["clips"][key], made["captions"][key] = digest(data), batch["caption"][b]
             if n % 50 == 49:  # a kill loses no more than this
-                save_index(store, parts, index, captions)
-        save_index(store, parts, index, captions)
-    store.write("complete", b"")
+                write_down()
+        write_down()
+    while not set(names) <= known(store)[0].keys():
+        time.sleep(1)
+    if which == 0:
+        merge(store, parts, names)
     return Cached(dataset, folder, pixels)
 
 
-def save_index(store: Store, parts: dict[str, Any], index: dict[str, str], captions: dict[str, str]) -> None:
-    made = {"made_from": parts, "clips": index, "captions": captions}
+def share() -> tuple[int, int]:
+    """Which process this is of how many that fill the cache together: those that torchrun or srun starts at once.
+
+    Lightning's own children start when the process that starts them has filled it: they take no part.
+    """
+    if "RANK" in os.environ:
+        return rank(), int(os.environ.get("WORLD_SIZE", 1))
+    if "SLURM_STEP_NUM_TASKS" in os.environ:  # by srun; a batch script outside of it is one process
+        return rank(), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return rank(), 1
+
+
+def known(store: Store) -> tuple[dict[str, str], dict[str, str]]:
+    """Digest and caption of every clip that any process has written down so far."""
+    found = []
+    for name in [*store.names("part-*.json"), "index.json"]:  # in this order: a part goes once it is in the index
+        try:
+            found.append(json.loads(store.read(name)))
+        except FileNotFoundError:
+            pass
+    clips, captions = {}, {}
+    for made in reversed(found):
+        clips |= made["clips"]
+        captions |= made["captions"]
+    return clips, captions
+
+
+def merge(store: Store, made_from: dict[str, Any], names: list[str]) -> None:
+    """One index of what all processes wrote down, in the order of the dataset."""
+    parts = store.names("part-*.json")
+    if not parts:
+        return
+    clips, captions = known(store)
+    made = {"made_from": made_from, "clips": {k: clips[k] for k in names}, "captions": {k: captions[k] for k in names}}
     store.write("index.json", json.dumps(made, indent=1, default=str).encode())
+    for name in parts:
+        store.remove(name)
 
 
 def keys(dataset: Dataset) -> list[str]:

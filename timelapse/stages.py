@@ -112,7 +112,8 @@ class Run:
     def device(self) -> torch.device:
         wanted = self.cfg.trainer.accelerator
         if wanted != "cpu" and torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+            return torch.device("cuda", int(local) % torch.cuda.device_count())  # SLURM may show each task one GPU
         if wanted in ("auto", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
