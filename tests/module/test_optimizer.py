@@ -47,7 +47,8 @@ def test_orthogonal_keeps_singular_vectors_and_brings_values_near_one(shape):
 
 def test_parameters_outside_of_blocks_and_vectors_step_as_adamw_does():
     a, b = Net(), Net()
-    muon, adamw = Muon(a.named_parameters(), lr=1e-2), torch.optim.AdamW(b.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0)
+    muon = Muon(a.named_parameters(), lr=1e-2)
+    adamw = torch.optim.AdamW(b.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0)
     for net, optimizer in ((a, muon), (b, adamw)):
         train(net, optimizer, range(1))
     for name in ("first.weight", "first.bias", "blocks.0.bias", "blocks.1.bias"):

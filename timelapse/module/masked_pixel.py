@@ -14,6 +14,7 @@ from timelapse import assets
 from timelapse.encoder.grid import imagenet_pixels
 from timelapse.module.masked_latent import warm_cosine
 from timelapse.module.masking import TubeMask
+from timelapse.module.optimizer import optimizer_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
@@ -34,14 +35,16 @@ class MaskedPixel(L.LightningModule):
         warmup: int,
         weight_decay: float = 0.05,
         views: int = 1,
+        optimizer: str = "muon",
         seed: int = 0,
     ):
         """network: encoder and decoder to train. steps: of the whole run, for the schedule of the learning rate
         (linear `warmup`, then a cosine). views: masks drawn of each clip in a step ("repeated sampling", Feichtenhofer
         et al. 2022): decoding or painting a clip costs more than a pass over the few tubes that are shown.
+        optimizer: its kind (timelapse.module.optimizer).
         """
         super().__init__()
-        self.views = views
+        self.views, self.optimizer = views, optimizer
         self.network, self.mask, self.steps, self.seed = network, mask, steps, seed
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
 
@@ -73,16 +76,9 @@ class MaskedPixel(L.LightningModule):
         return self.network(pixels, bool_masked_pos=hidden).loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        decayed, plain = [], []
-        for p in self.network.parameters():
-            (decayed if p.ndim > 1 else plain).append(p)
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.95)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, self.warmup, self.steps)
-        )
+        named = self.network.named_parameters()
+        optimizer = optimizer_of(self.optimizer, named, self.learning_rate, self.weight_decay, (0.9, 0.95))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, self.warmup, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property

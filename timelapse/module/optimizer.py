@@ -41,13 +41,13 @@ def optimizer_of(
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices inside of blocks, AdamW for the rest.
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for matrices inside of blocks, AdamW for the rest.
 
     The momentum of a matrix (of a convolution: output channels by all else) is replaced by the nearest matrix with
     singular values of about one, by a Newton-Schulz iteration, and scaled to the root mean square 0.2 that AdamW's
-    steps have (arXiv:2502.16982, eq. 4), so that one learning rate and weight decay serve both. `torch.optim.Muon` takes
-    neither convolutions nor other parameters, and iterates in bfloat16, which processors emulate; here it is float32,
-    in one batch for all matrices of a shape.
+    steps have (arXiv:2502.16982, eq. 4), so that one learning rate and weight decay serve both. `torch.optim.Muon`
+    takes neither convolutions nor other parameters, and iterates in bfloat16, which processors emulate; here it is
+    float32, in one batch for all matrices of a shape.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
             (matrices if p.ndim >= 2 and inside else rest).append(p)
         for p in matrices:
             if hasattr(p, "device_mesh"):
-                raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or module.optimizer=adamw")
+                raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or =adamw")
         options = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas), "eps": 1e-8}
         super().__init__(
             [{"params": matrices, "matrix": True}, {"params": rest, "matrix": False}],
