@@ -65,7 +65,7 @@ class Codec(Protocol):
     """Pixels to latents and back. `encode` of T=1+4k frames gives 1+k latent frames for CogVideoX."""
 
     temporal_compression: int  # pixel frames that a latent frame after the first stands for
-    condition_scale: float  # latents of known frames are multiplied with it; 1 but for CogVideoX 1.5
+    condition_scale: float  # latents of known frames are multiplied with it; 1 but for CogVideoX 1.5 and SVD
 
     def encode(self, video: Tensor, generators: list[torch.Generator] | None = None) -> Tensor:
         """(B,T,3,H,W) in [-1,1] -> (B,t,c,h,w) scaled; posterior mean, or a sample with one generator a clip."""

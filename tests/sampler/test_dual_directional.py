@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from timelapse.edm import Edm
+from timelapse.process import Process
 from timelapse.sampler.dual_directional import DualDirectional
 from timelapse.sampler.euler import euler, euler_with_jumps, jumping, step
 from timelapse.sampler.fuse import fused
+from timelapse.sampler.init import FrameInit
+from timelapse.sampler.integrate import ddim
+from timelapse.sampler.standard import Standard
 from timelapse.sampler.time_reversal import TimeReversal
 from timelapse.types import Condition
 
 REVERSE = {"train": ["to_v", "to_out.0"], "rotate": "all", "delta": None}
 FRAMES = 4
+SCHEDULE = Process(zero_terminal_snr=False, schedule="scaled_linear")
+GENERATORS = lambda: [torch.Generator().manual_seed(1)]
 
 
 class Counting(torch.nn.Module):
@@ -164,6 +171,23 @@ def test_sampling_is_seeded_by_clip_and_time_reversal_ignores_what_was_trained(m
     assert torch.equal(trf(model, condition, None, noise), trf(taught, condition, None, noise))
 
 
+@pytest.mark.parametrize("kind", [partial(DualDirectional, recurrence=0), TimeReversal])  # recurrence forgets it
+def test_a_layout_leads_the_start(kind, model):
+    """FrameInit before the first step: the same as starting from the noise it makes; nothing where nothing passes."""
+    condition, noise = ends_of(model), torch.randn(1, 5, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    sample = lambda z, start=None: kind(2, progress=False, start=start)(model, condition, None, z, GENERATORS())
+    with pytest.raises(ValueError, match="layout is None"):
+        sample(noise, FrameInit(reference=SCHEDULE))
+    condition.layout = torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(5)).expand(1, 5, 4, 4, 4)
+    start = FrameInit(500, cutoff=1.0, reference=SCHEDULE)
+    led = sample(noise, start)
+    assert torch.equal(led, sample(start(noise, condition.layout, model.process)))
+    assert (led - sample(noise)).abs().max() > 1e-4
+    assert torch.equal(sample(noise, FrameInit(cutoff=0.0, reference=SCHEDULE)), sample(noise))
+    with pytest.raises(ValueError, match="image_to_video_frameinit"):
+        sample(noise, FrameInit())
+
+
 def test_wrong_inputs_are_one_clear_line(model, small_svd):
     with pytest.raises(ValueError, match="taught no backward motion"):
         DualDirectional(1, progress=False)(small_svd(), ends_of(model), None, torch.zeros(1, 5, 4, 4, 4))
@@ -179,3 +203,9 @@ def test_wrong_inputs_are_one_clear_line(model, small_svd):
         DualDirectional(1, progress=False)(model, alone, None, torch.zeros(1, 5, 4, 4, 4))
     with pytest.raises(ValueError, match="one generator a clip"):
         DualDirectional(4, recurrence=1, progress=False)(model, condition, None, torch.zeros(1, 5, 4, 4, 4))
+    with pytest.raises(ValueError, match="sampler=image_to_video"):
+        Standard(ddim, 1, 1.0, progress=False)(model, condition, None, torch.zeros(1, 5, 4, 4, 4))
+    model.process, kept = Process(), model.process
+    with pytest.raises(ValueError, match="choose sampler=ddim"):
+        TimeReversal(1, progress=False)(model, condition, None, torch.zeros(1, 5, 4, 4, 4))
+    model.process = kept

@@ -216,3 +216,17 @@ def test_a_still_is_encoded_whole_where_latents_compress_time(small_cogvideox):
     known[0, 8] = True
     layout = still(video, known, codec, torch.zeros(1, 5, 4, 8, 8))
     torch.testing.assert_close(layout, codec.encode(video[:, 8:9].expand(-1, 17, -1, -1, -1)))
+
+
+def test_a_still_of_svd_is_in_the_units_of_its_clips(small_svd):
+    """Its network is told latents that are not scaled by the VAE's factor; the clip's latents are."""
+    from timelapse.conditioning.end_frames import EndFrames
+
+    codec = small_svd(seed=1).codec
+    video = torch.rand(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    known = torch.zeros(1, 5, dtype=torch.bool)
+    known[0, 0] = True
+    batch = {"video": video, "key": ["a"]}
+    told = EndFrames(noise_augmentation=0.0)(batch, codec, [torch.Generator()], known)
+    expected = codec.encode(video[:, :1].expand(-1, 5, -1, -1, -1))
+    torch.testing.assert_close(still(video, known, codec, told.latent), expected, rtol=0, atol=1e-6)

@@ -21,13 +21,14 @@ class SvdCodec(nn.Module):
     chunk); 0 for all at once.
     """
 
-    temporal_compression, condition_scale = 1, 1.0
+    temporal_compression = 1
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder, vision: CLIPVisionModelWithProjection, chunk: int = 0):
         super().__init__()
         self.vae, self.vision = vae.eval().requires_grad_(False), vision.eval().requires_grad_(False)
         self.spatial_compression = 2 ** (len(vae.config.block_out_channels) - 1)
         self.scale, self.chunk = vae.config.scaling_factor, chunk
+        self.condition_scale = 1 / self.scale  # the UNet is told latents that are not scaled
         stats = torch.tensor([CLIP_MEAN, CLIP_STD])
         self.register_buffer("clip_stats", stats[:, :, None, None], persistent=False)
 

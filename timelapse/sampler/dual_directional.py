@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timelapse.randomness import randn
 from timelapse.sampler.euler import check_steps, euler
 from timelapse.sampler.fuse import WEIGHTS, fused
+from timelapse.sampler.init import FrameInit, begin
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -23,7 +24,7 @@ class DualDirectional:
     steps: Euler steps. guidance: classifier-free guidance at the known frame and at the far end. weights: see
     `timelapse.sampler.fuse.fused`; "forward" is plain image-to-video and runs one network. recurrence,
     recurrence_share: see `timelapse.sampler.euler.euler`: with 25 steps, 5 and 0.5 the networks run 25 + 5 * 12 = 85
-    times. progress: a bar.
+    times. progress: a bar. start: what the noise is turned into before the first step, from `condition.layout`.
     """
 
     motion = "both"
@@ -36,6 +37,7 @@ class DualDirectional:
         recurrence: int = 5,
         recurrence_share: float = 0.5,
         progress: bool = True,
+        start: FrameInit | None = None,
     ):
         if weights not in WEIGHTS:
             raise ValueError(f"sampler.weights is {weights!r}; choose one of {', '.join(WEIGHTS)}")
@@ -46,6 +48,7 @@ class DualDirectional:
             )
         self.steps, self.guidance, self.weights = check_steps(steps), tuple(guidance), weights
         self.recurrence, self.recurrence_share, self.progress = recurrence, recurrence_share, progress
+        self.start = start
 
     @torch.no_grad()
     def __call__(
@@ -61,7 +64,8 @@ class DualDirectional:
         """Clean latent (B,t,c,h,w), float32. condition: of the end frames, by `EndFrames`. noise: unit Gaussian.
         negative_tokens: not read, the unconditional branch is the model's. generators: one a clip, for recurrence."""
         denoise = fused(model, condition, backbone, self.motion, self.weights, self.guidance)
-        latent = self.integrate(model, denoise, noise.float(), generators, progress)
+        noise = begin(self.start, noise, condition, model.process)
+        latent = self.integrate(model, denoise, noise, generators, progress)
         stored = getattr(backbone or model.backbone, "stored", 0)
         if stored:
             log.info(f"attention maps stored at a time: {stored / 2**20:.1f} MiB")

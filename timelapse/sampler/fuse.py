@@ -35,6 +35,11 @@ def fused(
     if weights not in WEIGHTS:
         raise ValueError(f"sampler.weights is {weights!r}; choose one of {', '.join(WEIGHTS)}")
     backbone, process = backbone or model.backbone, model.process
+    if not hasattr(process, "levels"):
+        raise ValueError(
+            f"sampler: this one counts in EDM's noise levels, which {type(model).__name__}'s process has not; it is "
+            f"for SVD (+experiment=svd_backward or inbetween); for this model choose sampler=ddim"
+        )
     motion = "forward" if weights == "forward" else motion
     frames, device = condition.latent.shape[1], condition.latent.device
     ramp = guidance_ramp(guidance, frames, device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from timelapse.process import Process
 from timelapse.randomness import randn
-from timelapse.types import Codec
+from timelapse.types import Codec, Condition
 
 FILTERS = ("gaussian", "butterworth", "ideal")
 
@@ -125,7 +125,7 @@ class FrameInit:
         if not hasattr(process, "alpha_bar"):
             raise ValueError(
                 "frameinit: level counts on a schedule in discrete time, which this model's process has not; set "
-                "sampler.start.reference, e.g. by sampler=frameinit"
+                "sampler.start.reference, e.g. by sampler=frameinit (SVD: image_to_video_frameinit)"
             )
         if not 0 <= self.level < process.steps:
             raise ValueError(f"frameinit: level={self.level} is outside of the process; use 0..{process.steps - 1}")
@@ -147,6 +147,15 @@ class FreeInit(FrameInit):
         if not isinstance(rounds, int) or rounds < 1:
             raise ValueError(f"freeinit: rounds is {rounds!r}; expected a whole number of 1 or more, e.g. 3")
         self.rounds = rounds
+
+
+def begin(start: FrameInit | None, noise: Tensor, condition: Condition, process: Process) -> Tensor:
+    """The noise (B,t,c,h,w) that sampling starts from, float32: as it is, or as `start` makes it from the layout."""
+    if start is None:
+        return noise.float()
+    if condition.layout is None:
+        raise ValueError("sampler.start: condition.layout is None; give it the latents of a still video")
+    return start(noise.float(), condition.layout, process)
 
 
 def still(video: Tensor, known: Tensor, codec: Codec, latent: Tensor) -> Tensor:

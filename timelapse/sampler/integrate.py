@@ -16,6 +16,11 @@ from timelapse.sampler.guide import Denoiser
 def timesteps(process: Process, steps: int, spacing: str = "trailing") -> list[int]:
     """Network times in falling order (arXiv:2305.08891, Table 2). trailing: the first is the last time, where there is
     no signal. leading: Stable Diffusion's, with its offset of 1; 50 steps go from 981 to 1."""
+    if not hasattr(process, "steps"):
+        raise ValueError(
+            "sampler: this one counts on a schedule in discrete time, which this model's process has not; for SVD "
+            "choose sampler=image_to_video, image_to_video_frameinit, dual_directional or time_reversal"
+        )
     if not 1 <= steps <= process.steps or steps != int(steps):
         raise ValueError(f"sampler.steps is {steps}; expected a whole number in 1..{process.steps}, e.g. 50")
     if spacing == "leading":

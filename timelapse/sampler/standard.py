@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timelapse.randomness import randn
 from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image, keep_known
-from timelapse.sampler.init import FrameInit, FreeInit
+from timelapse.sampler.init import FrameInit, FreeInit, begin
 from timelapse.types import Condition
 
 
@@ -89,11 +89,7 @@ class Standard:
 
         shown = self.progress if progress is None else progress
         integrate = lambda z: self.integrate(denoise, z, model.process, self.steps, draw, shown)
-        z = noise.float()
-        if self.start is not None:
-            if condition.layout is None:
-                raise ValueError("sampler.start: condition.layout is None; give it the latents of a still video")
-            z = self.start(z, condition.layout, model.process)
+        z = begin(self.start, noise, condition, model.process)
         latent = integrate(z)
         for _ in range(self.refine.rounds - 1 if self.refine else 0):
             latent = integrate(self.refine.renew(latent, z, draw(), model.process))

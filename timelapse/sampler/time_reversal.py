@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from timelapse.sampler.dual_directional import fresh_noise
 from timelapse.sampler.euler import check_steps, euler_with_jumps
 from timelapse.sampler.fuse import fused
+from timelapse.sampler.init import FrameInit, begin
 from timelapse.types import Condition
 
 
@@ -19,7 +20,11 @@ class TimeReversal:
     Original SVD from the first frame and, on the reversed clip, from the last; linear weights 1 -> 0 (the paper:
     an average) with unaveraged guidance ramps. The code blends after the Euler step, which is the same. Jumps
     (`timelapse.sampler.euler.euler_with_jumps`): the published settings give a single one with 50 steps, from step 9
-    back to step 4; with 25 or fewer there is none.
+    back to step 4; with 25 or fewer there is none. One thing is not done as published: its scheduler scales the
+    network's first input after a jump by the level reached before it, so that input is twice too large at 50 steps;
+    here it has the level that the network is told (tests/sampler/test_time_reversal.py has both).
+
+    start: what the noise is turned into before the first step, from `condition.layout`.
     """
 
     def __init__(
@@ -31,8 +36,10 @@ class TimeReversal:
         jump_share: float = 0.8,
         noise_ratio: float = 1.0,
         progress: bool = True,
+        start: FrameInit | None = None,
     ):
         self.steps, self.guidance, self.progress = check_steps(steps), tuple(guidance), progress
+        self.start = start
         self.jumps = {"length": jump_length, "times": jump_times, "share": jump_share, "ratio": noise_ratio}
 
     @torch.no_grad()
@@ -50,4 +57,5 @@ class TimeReversal:
         denoise = fused(model, condition, backbone, "twice", "linear", self.guidance)
         shown = self.progress if progress is None else progress
         draw = fresh_noise(noise, generators)
-        return euler_with_jumps(denoise, noise.float(), model.process, self.steps, draw, shown, **self.jumps)
+        noise = begin(self.start, noise, condition, model.process)
+        return euler_with_jumps(denoise, noise, model.process, self.steps, draw, shown, **self.jumps)
