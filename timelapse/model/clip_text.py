@@ -20,6 +20,7 @@ class ClipText(nn.Module):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
         self.tokenizer, self.length = tokenizer, encoder.config.max_position_embeddings
+        self.width = encoder.config.hidden_size
 
     def encode(self, captions: list[str]) -> Tensor:
         """(B, length, width); longer captions are cut, with a warning."""

@@ -19,7 +19,7 @@ class T5(nn.Module):
     def __init__(self, encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, length: int):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
-        self.tokenizer, self.length = tokenizer, length
+        self.tokenizer, self.length, self.width = tokenizer, length, encoder.config.d_model
 
     def encode(self, captions: list[str]) -> Tensor:
         """(B, length, width); longer captions are cut, with a warning."""
