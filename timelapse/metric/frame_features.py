@@ -8,6 +8,7 @@ Each is an `nn.Module` with `name` (what it is and what it reads: metrics repeat
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,50 @@ class EfficientNetLite0Appearance(nn.Module):
         return torch.cat(maps, 1) / len(maps) ** 0.5
 
 
+class EfficientNetLite0Pooled(nn.Module):
+    """For the Fréchet distance on a laptop, in InceptionV3's place: the mean of the stride 16 map, 112 numbers.
+
+    So few on purpose: a covariance of the last layer's 1280 needs more frames than a small study has.
+    """
+
+    width = 112
+
+    def __init__(self, size: int = 128):
+        super().__init__()
+        self.net = efficientnet_lite0(size)
+        self.name = f"EfficientNet-Lite0 (ImageNet, {size} px, stride 16, mean)"
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.net.pyramid(frames, (16,))[0].mean((2, 3))
+
+
+class InceptionV3(nn.Module):
+    """FID's network with its own weights (TensorFlow's of 2015, as torch-fidelity has them), pooled, 2048-d."""
+
+    width, name = 2048, "InceptionV3 (FID)"
+
+    def __init__(self, weights: str):
+        """weights: the file pt_inception-2015-12-05-6726825d.pth of torch-fidelity's release."""
+        super().__init__()
+        if not Path(weights).is_file():
+            raise ValueError(
+                f"InceptionV3: no weights at {weights}; download pt_inception-2015-12-05-6726825d.pth from "
+                f"torch-fidelity's releases and set frechet_features.weights, or leave the metric frechet out"
+            )
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as e:
+            raise ValueError("InceptionV3: its code is in a package that is missing; pip install torch-fidelity") from e
+        self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> InceptionV3:
+        return super().train(False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.net(((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte())[0]
+
+
 class DinoViTB16(nn.Module):
     """DINO ViT-B/16 (Caron et al. 2021), VBench's network for subject consistency: class token, 768-d."""
 
@@ -156,6 +201,18 @@ def efficientnet_lite0(size: int = 128) -> EfficientNetLite0:
 def efficientnet_lite0_appearance(size: int = 128) -> EfficientNetLite0Appearance:
     """One copy a process: the metrics that name it share it and its one pass."""
     return EfficientNetLite0Appearance(size)
+
+
+@lru_cache(maxsize=4)
+def efficientnet_lite0_pooled(size: int = 128) -> EfficientNetLite0Pooled:
+    """One copy a process."""
+    return EfficientNetLite0Pooled(size)
+
+
+@lru_cache(maxsize=1)
+def inception_v3(weights: str) -> InceptionV3:
+    """InceptionV3 as FID has it, one copy a process."""
+    return InceptionV3(weights)
 
 
 @lru_cache(maxsize=2)
