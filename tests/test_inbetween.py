@@ -152,6 +152,7 @@ def test_own_pictures_of_any_size_become_one_video(tmp_path, caplog):
         )
         sample(run)
     assert "12x9 fitted to 8x8" in caplog.text and "the same picture as the one before it" in caplog.text
+    assert run.out == run.folder / "input" / "0-1-1"
     (video,) = (run.out / "samples").glob("*n00.mkv")
     assert len(read_video(video)) == 10
     evaluate(run)  # fidelity at the given places
@@ -162,6 +163,17 @@ def test_wrong_pictures_are_one_clear_line(tmp_path):
     for frames, line in ((f"[{a}]", "give two or more"), (f"[{a},{tmp_path}/no.jpg]", "no.jpg is not there")):
         with pytest.raises((ValueError, FileNotFoundError), match=line):
             sample(small_run(tmp_path / "run", f"input.frames={frames}"))
+        with pytest.raises((ValueError, FileNotFoundError), match=line):  # before anything is cached or trained
+            small_run(tmp_path / "run", f"input.frames={frames}").check()
+    for override, line in (
+        ("video.frames=3", "set video.frames=4"),
+        ("video.height=10", "multiples of 4, e.g. 8 and 8"),
+        ("input.between=-1", "0 or more"),
+        ("input.camera=pan_left", "give input.image"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            small_run(tmp_path / override.replace("=", ""), f"input.frames=[{a},{a}]", override).check()
+    small_run(tmp_path / "flow", "video.frames=3", "sampler=flow").check()  # no network is run
     with pytest.raises(ValueError, match="set video.frames=4"):
         sample(small_run(tmp_path / "short", f"input.frames=[{a},{a}]", "video.frames=3"))
     with pytest.raises(ValueError, match="told the first frame or both ends"):

@@ -117,6 +117,21 @@ def test_bad_input_is_one_clear_line(picture, overrides, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("input.camera=pan_lefft", "choose one of pan_left"),
+        ("input.camera=perspective", "convex quadrilateral"),
+        ("sampler.n_chunks=0", "n_chunks is 0"),
+        ("video.width=36", "multiples of 8, e.g. 32 and 32"),
+        ("input.image=no.jpg", "input.image: no.jpg is not there"),
+    ],
+)
+def test_bad_input_is_said_before_anything_is_trained(picture, override, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(picture, override).check()
+
+
 def test_cogvideox_can_be_led_too_and_a_sampler_without_a_start_cannot(picture):
     import sys
     from pathlib import Path

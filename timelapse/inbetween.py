@@ -64,11 +64,8 @@ def sample_between(run: Any) -> None:
     from timelapse.sampling import keep_only, on_device, save_sample
 
     cfg = run.cfg
-    files = [cfg.input.frames] if isinstance(cfg.input.frames, str) else list(cfg.input.frames)
-    if len(files) < 2:
-        raise ValueError(f"input.frames names {len(files)} picture; give two or more: 'input.frames=[a.jpg,b.jpg]'")
     frames, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
-    between = gaps_of(cfg.input.between, len(files) - 1, frames)
+    files, between = check_frames(cfg.input.frames, cfg.input.between, frames)
     pictures = load(files, *size)
     sampler = build(cfg.sampler)
     caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
@@ -98,6 +95,17 @@ def sample_between(run: Any) -> None:
     keep_only(run.out / "samples", keys)
 
 
+def check_frames(files: str | list[str], between: int | list[int] | None, frames: int) -> tuple[list[str], list[int]]:
+    """Pictures, and frames in each gap between them; ValueError or FileNotFoundError says what is wrong with them."""
+    from timelapse.sampling import check_files
+
+    files = [files] if isinstance(files, str) else list(files)
+    if len(files) < 2:
+        raise ValueError(f"input.frames names {len(files)} picture; give two or more: 'input.frames=[a.jpg,b.jpg]'")
+    check_files("input.frames", files)
+    return files, gaps_of(between, len(files) - 1, frames)
+
+
 def gaps_of(between: int | list[int] | None, gaps: int, frames: int) -> list[int]:
     """Frames in each gap: as many as the network makes, one number for all, or one a gap."""
     counts = [frames - 2 if between is None else between] * gaps if not hasattr(between, "__len__") else list(between)
@@ -112,8 +120,6 @@ def load(files: list[str], height: int, width: int) -> Tensor:
     """(K,3,H,W) in [-1,1]; says how each was fitted, and when two neighbours are the same picture."""
     pictures = []
     for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"input.frames: {file} is not there; give paths of pictures, from {Path.cwd()}")
         picture, fitted = load_image(file, height, width)
         log.info(f"{file}: {fitted}")
         if pictures and torch.equal(pictures[-1], picture):

@@ -50,6 +50,28 @@ def sample_clips(run: Any) -> None:
         keep_only(run.out / "samples", clip_keys(clips)[:count])
 
 
+def check_input(cfg: Any) -> None:
+    """Before anything is trained or loaded: ValueError or FileNotFoundError for own pictures that cannot be sampled."""
+    from timelapse.inbetween import check_frames
+    from timelapse.sampler.camera import check_camera
+
+    if cfg.input.frames is not None:
+        check_frames(cfg.input.frames, cfg.input.between, cfg.video.frames)
+    elif cfg.input.image is not None:
+        images = [cfg.input.image] if isinstance(cfg.input.image, str) else list(cfg.input.image)
+        check_files("input.image", [image for image in images if image != "generate"])
+    if cfg.input.camera is not None:
+        if cfg.input.image is None:
+            raise ValueError("input.camera moves over a picture of your own; give input.image=photo.jpg")
+        check_camera(cfg.input.camera, cfg.input.points)
+
+
+def check_files(name: str, files: list[str]) -> None:
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{name}: {file} is not there; give paths of pictures, from {Path.cwd()}")
+
+
 def sample_input(run: Any) -> None:
     """`input.image` (one or several) at `input.frame`, `input.count` samples that differ in their noise."""
     from timelapse.dataset.fit import load_image
@@ -104,8 +126,11 @@ def camera_layout(cfg: Any, images: list[str], frames: list[int], sampler: Any) 
 
     if len(images) != 1 or frames != [0]:
         raise ValueError("input.camera moves over one picture from frame 0 on; give one input.image and input.frame=0")
-    if not hasattr(sampler, "start"):
-        raise ValueError("input.camera leads the sampler's start; choose sampler=frameinit or consisti2v")
+    if getattr(sampler, "start", None) is None:
+        raise ValueError(
+            "input.camera leads the sampler's start; choose sampler=frameinit or consisti2v, "
+            "for SVD image_to_video_frameinit"
+        )
     height, width = cfg.video.height, cfg.video.width
     picture = to_unit(torch.from_numpy(read_photo(images[0], 2 * height, 2 * width)).permute(2, 0, 1))
     layout = camera_motion(picture, cfg.input.camera, cfg.video.frames, height, width, cfg.input.points)

@@ -72,8 +72,17 @@ class Run:
     def check(self) -> None:
         """What would only fail after minutes of work fails now: ValueError."""
         wanted = self.cfg.trainer.accelerator
+        if "sample" in self.cfg.stages:
+            from timelapse.sampling import check_input
+
+            check_input(self.cfg)
         if {"fit", "sample"} & {*self.cfg.stages}:
-            build(self.cfg.sampler)
+            sampler, video = build(self.cfg.sampler), self.cfg.video
+            # The module itself is not built yet: its weights are drawn in the stage that needs it.
+            if self.cfg.module._target_.endswith(".Denoising") and not hasattr(sampler, "pixels"):
+                self.model.latent_shape(video.frames, video.height, video.width)
+        if "evaluate" in self.cfg.stages and rank() == 0:
+            build_all(self.cfg.metric)  # a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
             if wanted == "cuda" or not torch.backends.mps.is_available():
                 raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")
@@ -102,8 +111,8 @@ class Run:
         image = self.cfg.input.frames or self.cfg.input.image
         if image is None:
             return self.folder
-        first = image if isinstance(image, str) else image[0]
-        out = self.folder / "input" / re.sub(r"[^A-Za-z0-9._-]", "_", Path(first).stem)
+        stems = "-".join(Path(i).stem for i in ([image] if isinstance(image, str) else image))
+        out = self.folder / "input" / re.sub(r"[^A-Za-z0-9._-]", "_", stems)[:100]  # a to b is not a to c
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.folder / "config.yaml", out)
         return out

@@ -150,9 +150,14 @@ class ConsistI2V:
     # -- shapes ------------------------------------------------------------------------------------------------
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels."""
+        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels; ValueError if the VAE cannot take them."""
         vae = self.numbers["vae"]
         spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        if height % spatial or width % spatial:
+            raise ValueError(
+                f"consisti2v: video.height={height}, video.width={width}; expected multiples of {spatial}, e.g. "
+                f"{max(spatial, round(height / spatial) * spatial)} and {max(spatial, round(width / spatial) * spatial)}"
+            )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:

@@ -112,9 +112,20 @@ class SVD:
     # -- shapes ------------------------------------------------------------------------------------------------
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels."""
-        vae = self.numbers["vae"]
+        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels; ValueError if the UNet cannot take it."""
+        vae, unet = self.numbers["vae"], self.numbers["unet"]
         spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+        side = spatial * 2 ** (len(unet["block_out_channels"]) - 1)  # the UNet halves it, and doubles it again
+        if height % side or width % side:
+            raise ValueError(
+                f"svd: video.height={height}, video.width={width}; expected multiples of {side}, e.g. "
+                f"{max(side, round(height / side) * side)} and {max(side, round(width / side) * side)}"
+            )
+        if frames < unet["num_frames"]:
+            raise ValueError(
+                f"svd: video.frames={frames}, but this network makes {unet['num_frames']}; set "
+                f"video.frames={unet['num_frames']}"
+            )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -167,6 +178,7 @@ class NoText(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
+        self.width = width
         self.register_buffer("token", torch.zeros(1, 1, width), persistent=False)
 
     def encode(self, captions: list[str]) -> Tensor:

@@ -32,14 +32,21 @@ def camera_motion(
     points: for `perspective`, where the view's corners end: four (x, y) in shares 0..1 of the fitted picture, from the
     top left clockwise. Frame 0 is the fitted picture (for zoom_out its middle, for pans one of its sides).
     """
-    if camera not in CAMERAS:
-        raise ValueError(f"input.camera={camera!r} is unknown; choose one of {', '.join(CAMERAS)}, or null")
+    check_camera(camera, points)
     if frames < 2:
         raise ValueError(f"input.camera={camera} needs at least 2 frames; video.frames is {frames}")
     if camera == "perspective":
         return perspective(picture, check_points(points), frames, height, width)
     kind, _, way = camera.partition("_")
     return zoom(picture, way, frames, height, width) if kind == "zoom" else pan(picture, way, frames, height, width)
+
+
+def check_camera(camera: str, points: Sequence[Sequence[float]] | None = None) -> None:
+    """ValueError for an unknown camera, and for points that `perspective` cannot go to."""
+    if camera not in CAMERAS:
+        raise ValueError(f"input.camera={camera!r} is unknown; choose one of {', '.join(CAMERAS)}, or null")
+    if camera == "perspective":
+        check_points(points)
 
 
 def pan(picture: Tensor, way: str, frames: int, height: int, width: int) -> Tensor:
