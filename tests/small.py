@@ -10,17 +10,9 @@ from timelapse.build import frozen
 from timelapse.run import CONF
 from timelapse.stages import Run
 
-SMALL = [
+COMMON = [
     "trainer=cpu",
     "model.weights=null",
-    "model.transformer.num_layers=2",
-    "model.transformer.num_attention_heads=2",
-    "model.vae.block_out_channels=[8,8,8]",
-    "model.transformer.sample_height=8",
-    "model.transformer.sample_width=8",
-    "model.transformer.sample_frames=9",
-    "model.align={layer: 1, early_layer: 0, width: 64, hidden: 32}",
-    "video={frames: 9, height: 32, width: 32}",
     "dataset.size=6",
     "train.validation_clips=2",
     "train.batch_size=2",
@@ -29,16 +21,43 @@ SMALL = [
     "sampler.steps=2",
     "sample.count=2",
     "sample.batch_size=2",
+]
+SMALL = [
+    *COMMON,
+    "model.transformer.num_layers=2",
+    "model.transformer.num_attention_heads=2",
+    "model.vae.block_out_channels=[8,8,8]",
+    "model.transformer.sample_height=8",
+    "model.transformer.sample_width=8",
+    "model.transformer.sample_frames=9",
+    "model.align={layer: 1, early_layer: 0, width: 64, hidden: 32}",
+    "video={frames: 9, height: 32, width: 32}",
     "sample.frames=[4]",
 ]
+SVD = [
+    *COMMON,
+    "model.unet.block_out_channels=[32,32]",
+    "model.unet.num_frames=4",
+    "model.vae.block_out_channels=[32,32]",
+    "model.vae.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
+    "video={frames: 4, height: 8, width: 8}",
+    "sampler.recurrence=1",
+]
+CONSISTI2V = [
+    *COMMON,
+    "model.unet.block_out_channels=[16,16]",
+    "model.unet.attention_head_dim=[2,2]",
+    "model.vae.block_out_channels=[8,8,8,8]",
+    "model.align=null",
+    "video={frames: 4, height: 32, width: 32}",
+]
+OTHERS = {"svd_backward": SVD, "consisti2v": CONSISTI2V}
 
 
 def small_run(folder: Path, *overrides: str, experiment: str = "finetune_only") -> Run:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(
-            "config",
-            [f"+experiment={experiment}", *SMALL, f"paths.cache={folder}/cache", *overrides],
-        )
+        small = OTHERS.get(experiment, SMALL)
+        cfg = compose("config", [f"+experiment={experiment}", *small, f"paths.cache={folder}/cache", *overrides])
     run = Run(frozen(cfg), folder)
     run.freeze()
     return run

@@ -33,9 +33,8 @@ def fit(trainer: str, folder: Path, *overrides: str, processes: int | None = Non
     """With 4 clips a step, whatever the number of processes."""
     processes = processes or TRAINERS[trainer][0]
     batch = f"train.batch_size={4 // processes}"
-    return fit_on(
-        processes, folder, f"trainer={trainer}", batch, *COMMON, *overrides, experiment="drepa_dinov3", **options
-    )
+    options.setdefault("experiment", "drepa_dinov3")
+    return fit_on(processes, folder, f"trainer={trainer}", batch, *COMMON, *overrides, **options)
 
 
 def numbers(folder: Path) -> dict[tuple[int, str], float]:
@@ -48,9 +47,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return read(newest(folder / "checkpoints"))["state_dict"]
 
 
-def assert_same(a: Path, b: Path) -> None:
+def assert_same(a: Path, b: Path, steps: int = 6) -> None:
     x, y = numbers(a), numbers(b)
-    assert x.keys() == y.keys() and len([k for k in x if k[1] == "train/drepa"]) == 6
+    assert x.keys() == y.keys() and len([k for k in x if k[1] == "train/loss"]) == steps
     worst = max(abs(x[k] - y[k]) / max(abs(x[k]), 1e-3) for k in x)
     assert worst < LOSS, worst
     v, w = weights(a), weights(b)
@@ -83,6 +82,36 @@ def test_low_rank_updates_too(place):
     assert fit("cpu", place / "lora-alone", LORA) and fit("fsdp", place / "lora-fsdp", LORA)
     assert_same(place / "lora-alone", place / "lora-fsdp")
     assert all("lora" in k or k.startswith("losses.") for k in weights(place / "lora-fsdp"))
+
+
+# Experiment, overrides, parameters that train (None: all). gamma: else temporal layers get no gradient at first.
+UNETS = {
+    "svd": ("svd_backward", ["model.reverse=null", "sampler=image_to_video"], None),
+    "svd_backward": ("svd_backward", [], 8),  # W_v and W_o of four layers, the rest frozen
+    "consisti2v": ("consisti2v", ["model.gamma=0.5"], None),
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unets_too(place, name):
+    """Two steps: losses within 1e-4, and each weight within a tenth of what the steps moved them by."""
+    experiment, overrides, trained = UNETS[name]
+    overrides = [*overrides, "train.steps=2", "train.validate_every=2"]
+    folders = {trainer: place / f"{name}-{trainer}" for trainer in TRAINERS}
+    for trainer, folder in folders.items():
+        assert fit(trainer, folder, *overrides, experiment=experiment)
+        assert_same(folders["cpu"], folder, steps=2)
+        state = {k: v for k, v in weights(folder).items() if k.startswith("backbone.")}
+        assert trained is None or len(state) == trained
+        moved, apart = [], []
+        alone = weights(folders["cpu"])
+        start = dict(
+            small_run(place / f"{name}-start", *overrides, experiment=experiment).model.backbone.named_parameters()
+        )
+        for k, v in state.items():
+            moved.append((alone[k] - start[k.removeprefix("backbone.")].detach()).abs().mean())
+            apart.append((alone[k] - v).abs().mean())
+        assert max(moved) > 1e-5 and sum(apart) < 0.1 * sum(moved), (sum(apart), sum(moved))
 
 
 @pytest.mark.parametrize("lora", [[], [LORA]], ids=["full", "lora"])
