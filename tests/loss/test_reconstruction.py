@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
+from timelapse.loss.reconstruction import chroma_error, gradient_error, perceptual_error, pixel_error, psnr
 
 
 def test_a_constant_offset_costs_no_gradient():
@@ -36,3 +36,12 @@ def test_blur_costs_more_than_a_shift_in_brightness_of_equal_psnr():
     features = EfficientNetLite0(size=64)
     assert perceptual_error(features, sharp, sharp).item() == 0
     assert perceptual_error(features, blurred, sharp) > 1.5 * perceptual_error(features, brighter, sharp)
+
+
+def test_chroma_error_is_blind_to_brightness_and_is_the_variance_of_the_error_over_colours():
+    g = torch.Generator().manual_seed(3)
+    x, grey = torch.rand(2, 3, 3, 4, 4, generator=g), torch.rand(2, 3, 1, 4, 4, generator=g)
+    assert chroma_error(x + grey, x).max() < 1e-12
+    y = torch.rand(2, 3, 3, 4, 4, generator=g)
+    expected = (y - x).var(2, unbiased=False).flatten(1).mean(1)
+    torch.testing.assert_close(chroma_error(y, x), expected)

@@ -117,9 +117,7 @@ class Denoising(L.LightningModule):
         return ((n, p) for n, p in self.backbone.named_parameters() if p.requires_grad)
 
     def setup(self, stage: str) -> None:
-        for part in (self.model.codec, self.encoder):
-            if part is not None:
-                part.to(self.device)
+        self.model.codec.to(self.device)  # text and vision encoders come when they are needed: they may all be cached
 
     def configure_optimizers(self) -> dict[str, Any]:
         parts = (self.backbone, self.losses, *([self.text] if self.train_text else []))
@@ -245,7 +243,7 @@ class Denoising(L.LightningModule):
                 with torch.set_grad_enabled(self.train_text and self.training):
                     batch["tokens"] = self.tokens(batch["caption"])
             if self.taps and "feature" not in batch:
-                batch["feature"] = self.encoder(batch["video"], model.grid_of(batch["latent"].shape))
+                batch["feature"] = self.encoder.to(self.device)(batch["video"], model.grid_of(batch["latent"].shape))
         return batch
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from torch import Tensor, nn
 
 from timelapse import assets
-from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
+from timelapse.loss.reconstruction import chroma_error, gradient_error, perceptual_error, pixel_error, psnr
 from timelapse.module.optimizer import optimizer_of
 from timelapse.module.reconstruction import cut, drawn, numbers_of
 from timelapse.randomness import keyed_each
@@ -29,8 +29,8 @@ class ImageVae(L.LightningModule):
     `AutoencoderKL` sees `frames` pictures from anywhere in a clip; `AutoencoderKLTemporalDecoder`, whose decoder
     reads neighbours, as many in a row. crop: of them, in pixels. rate: (first, last) learning rate, changing as a
     cosine over `steps`. optimizer: its kind (timelapse.module.optimizer). noise: deviation, in units of the latent.
-    gradient_weight, perceptual_weight, latent_weight: as in `Reconstruction`. features: frozen network with `pyramid`
-    for the perceptual error, or None.
+    gradient_weight, chroma_weight, perceptual_weight, latent_weight: of timelapse.loss.reconstruction's errors and of
+    the mean square of the latent. features: frozen network with `pyramid` for the perceptual error, or None.
     """
 
     strict_loading = False
@@ -47,6 +47,7 @@ class ImageVae(L.LightningModule):
         optimizer: str = "adamw",
         noise: float = 0.05,
         gradient_weight: float = 1.0,
+        chroma_weight: float = 4.0,
         perceptual_weight: float = 0.1,
         latent_weight: float = 1e-3,
         features: nn.Module | None = None,
@@ -61,7 +62,7 @@ class ImageVae(L.LightningModule):
         self.rates, self.warmup = tuple(rate), warmup
         self.optimizer, self.noise, self.seed = optimizer, noise, seed
         self.gradient_weight, self.perceptual_weight = gradient_weight, perceptual_weight
-        self.latent_weight = latent_weight
+        self.latent_weight, self.chroma_weight = latent_weight, chroma_weight
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
 
     @property
@@ -107,9 +108,11 @@ class ImageVae(L.LightningModule):
         losses = {
             "pixel": pixel_error(made, video).mean(),
             "gradient": gradient_error(made, video).mean(),
+            "chroma": chroma_error(made, video).mean(),
             "latent": z.square().mean(),
         }
-        total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
+        total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.chroma_weight * losses["chroma"]
+        total = total + self.latent_weight * losses["latent"]
         if self._frozen["features"] is not None and self.perceptual_weight:
             losses["perceptual"] = perceptual_error(self._frozen["features"], made, video).mean()
             total = total + self.perceptual_weight * losses["perceptual"]
