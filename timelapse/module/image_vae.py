@@ -105,6 +105,8 @@ class ImageVae(L.LightningModule):
             video = torch.stack([clip[drawn(every, self.frames, g)] for clip, g in zip(video, generators)])
         video = cut(video, self.frames, self.crop, generators)
         z, made = self(video, generators)
+        if not self.temporal:  # pictures from anywhere are no neighbours in time
+            made, video = (x.flatten(0, 1)[:, None] for x in (made, video))
         losses = {
             "pixel": pixel_error(made, video).mean(),
             "gradient": gradient_error(made, video).mean(),
