@@ -61,6 +61,14 @@ def aside(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def store(state: Any, path: Path) -> None:
+    """To the disk, not only to its cache."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def publish(part: Path, path: Path) -> None:
     """Give a whole checkpoint its final name, in place of an older one of that name."""
     if path.is_dir():
@@ -97,10 +105,7 @@ class OneFile(CheckpointIO):
         state, path = on_cpu(checkpoint), Path(path)
 
         def work(part: Path) -> None:
-            with part.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            store(state, part)
             publish(part, path)
 
         self.background.hold(path, work)

@@ -1,10 +1,9 @@
 """The plan stage: memory and arithmetic per device, counted on the meta device before any weight is loaded.
 
-Parameters, gradients, optimizer and average are exact counts. Activations follow Korthikanti et al. 2022
-(arXiv:2205.05198, eq. 2 without the attention matrix, which SDPA never stores): 34 bytes per token and width for a
-16-bit block, of which 2 remain when the block is recomputed. What no formula sees (allocator slack, communication
-buffers) is not in the sum. Floating-point operations are counted by torch as a training step runs on the meta device,
-so LoRA and recomputation are in them; the codec and encoders are not.
+Parameters, gradients, optimizer and average are exact counts. A training step of one clip runs on the meta device:
+torch counts its floating-point operations (LoRA and recomputation are in them; the codec and encoders are not), and the
+tensors that autograd keeps are its activations. Not in the sum: what losses keep, the vision encoder (its features are
+cached), allocator slack, communication buffers.
 """
 
 from __future__ import annotations
@@ -15,14 +14,20 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from timelapse.build import build
+from timelapse.activations import Kernels, kept_for_backward
+from timelapse.build import build, build_all
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
 GIB = 2**30
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bfloat16 operations a second, as the data sheets have it
+# Activations under bfloat16 autocast / in float32. By torch's list of what autocast does on CUDA: inputs and outputs of
+# norms stay float32, matrices' inputs are cast for each matrix; 60 / 88 bytes a token and width of a CogVideoX block,
+# 38 / 52 with LoRA. Derived, not measured.
+HALF = 0.7
 USED = 0.4  # share of the peak that large transformers reach in training; 0.3 to 0.5 is published
 
 
@@ -36,6 +41,13 @@ class Counts:
     width: int
     tokens: int  # video and text tokens of one clip
     frozen: dict[str, int]  # codec, text encoder: parameters
+    owned: int = 0  # by losses (projectors), trained; not averaged
+    buffers: int = 0  # bytes of the backbone's, whole on every device
+    largest: int = 0  # parameters of the largest block
+    kept: float = 0.0  # bytes that autograd keeps of one clip in float32
+    inputs: float = 0.0  # of those: what goes into blocks
+    ends: float = 0.0  # what comes before and after the blocks
+    block: float = 0.0  # what the largest block keeps
     flops: float = 0.0  # of one clip, forward and backward
 
 
@@ -48,23 +60,25 @@ def memory(
     ema: bool = True,
     frozen_bytes: int = 4,
     weight_bytes: int = 4,
+    gathers: bool = False,
 ) -> dict[str, float]:
     """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP).
 
-    weight_bytes: of a weight that is not trained; those that are have 4.
+    weight_bytes: of a weight that is not trained; those that are have 4. gathers: FSDP2, which brings a block's weights
+    together where it runs; else autocast keeps 16-bit copies of all.
     """
-    word = 2 if half else 4
-    per_block = 34 * counts.tokens * counts.width * word / 2
-    kept = counts.blocks * (2 * counts.tokens * counts.width * word / 2) if checkpointing else counts.blocks * per_block
-    live = per_block if checkpointing else 0.0
-    largest = counts.parameters / counts.blocks  # FSDP gathers one block at a time, and prefetches the next
+    word, share = (2, HALF) if half else (4, 1.0)
+    again = word / 4 * counts.inputs + share * (counts.ends + counts.block)  # one block at a time is run again
+    trained = counts.trained + counts.owned
     rows = {
-        "parameters": (4 * counts.trained + weight_bytes * (counts.parameters - counts.trained)) / shards,
-        "gradients (fp32)": 4 * counts.trained / shards,
-        "AdamW moments (fp32)": 8 * counts.trained / shards,
+        "parameters": (4 * trained + weight_bytes * (counts.parameters - counts.trained)) / shards,
+        "buffers": counts.buffers,
+        "gradients (fp32)": 4 * trained / shards,
+        "AdamW moments (fp32)": 8 * trained / shards,
         "average of weights (fp32)": 4 * counts.trained / shards if ema else 0,
-        "gathered blocks": 2 * word * largest if shards > 1 else (2 * counts.parameters if half else 0),
-        "activations": batch_size * (kept + live),
+        # FSDP2 gathers one block at a time, and prefetches the next
+        "gathered blocks": 2 * word * counts.largest if gathers else (2 * counts.parameters if half else 0),
+        "activations": batch_size * (again if checkpointing else share * counts.kept),
     }
     rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
     rows = {name: value / GIB for name, value in rows.items()}
@@ -72,10 +86,10 @@ def memory(
 
 
 def count(cfg: DictConfig) -> Counts:
-    """Build the backbone on meta and count."""
+    """Build the backbone and what losses own on meta, and count."""
     with torch.device("meta"):
         model = build(OmegaConf.merge(cfg.model, {"weights": None}))
-        backbone = model.backbone
+        backbone, losses = model.backbone.to("meta"), build_all(cfg.loss)  # some numbers ignore the default device
     t, h, w = model.grid(cfg.video.frames, cfg.video.height, cfg.video.width)
     size = lambda module: sum(p.numel() for p in module.parameters())
     with torch.device("meta"):
@@ -87,22 +101,30 @@ def count(cfg: DictConfig) -> Counts:
         width=backbone.width,
         tokens=t * h * w + model.text.length,
         frozen=frozen,
-        flops=flops(model, backbone, cfg),
+        owned=sum(map(size, losses.values())),
+        buffers=sum(x.numel() * x.element_size() for x in backbone.buffers()),
+        largest=max(map(size, backbone.blocks())),
+        **step_of_one_clip(model, backbone, cfg),
     )
 
 
-def flops(model: Any, backbone: torch.nn.Module, cfg: DictConfig) -> float:
-    """Operations of one clip's training step, counted by running it on the meta device; 2 for each multiply-add."""
-    meta = {"device": "meta"}
-    video = cfg.video
+def step_of_one_clip(model: Any, backbone: nn.Module, cfg: DictConfig) -> dict[str, float]:
+    """What a step keeps and computes, by running it on the meta device. Operations are 2 for each multiply-add."""
+    meta, video = {"device": "meta"}, cfg.video
     zt = torch.empty(1, *model.latent_shape(video.frames, video.height, video.width), **meta)
-    tokens = torch.empty(1, model.text.length, cfg.model.text.d_model, **meta)
-    known = torch.zeros(1, video.frames, dtype=torch.bool, **meta)
+    ends = 2  # networks that are told pictures read a token for each end
+    tokens = torch.empty(1, max(ends, model.text.length), model.text.width, **meta)
+    known = torch.zeros(1, video.frames, dtype=torch.bool)  # its numbers are looked at
+    known[:, 0] = True
     condition = Condition(torch.empty_like(zt), known, tokens)
+    forward = lambda: backbone(zt, torch.zeros(1, dtype=torch.long, **meta), condition)[0].sum()
     with FlopCounterMode(display=False) as counter:
-        output, _ = backbone(zt, torch.zeros(1, dtype=torch.long, **meta), condition)
-        output.sum().backward()
-    return float(counter.get_total_flops())
+        forward().backward()
+    checkpointing, backbone.gradient_checkpointing = getattr(backbone, "gradient_checkpointing", False), False
+    with Kernels(), kept_for_backward(backbone) as kept:
+        forward()
+    backbone.gradient_checkpointing = checkpointing
+    return kept.sizes() | {"flops": float(counter.get_total_flops())}
 
 
 def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
@@ -121,6 +143,7 @@ def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
         ema=bool(cfg.train.ema_decay),
         frozen_bytes=wide(cfg.model.frozen_dtype),
         weight_bytes=wide(cfg.model.dtype),
+        gathers=not isinstance(strategy, str),
     )
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove
+from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove, store
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -42,16 +42,14 @@ class Fsdp2(ModelParallelStrategy):
             raise ValueError(f"trainer.strategy.replicas={self.replicas} does not divide {world} processes")
         self._data_parallel_size = world
         super().setup_environment()
-        kind = self.root_device.type
-        sizes = (self.replicas, world // self.replicas)
-        names = ("replicate", "shard")
-        self.mesh = (
-            init_device_mesh(kind, sizes, mesh_dim_names=names)
-            if self.replicas > 1
-            else (init_device_mesh(kind, sizes[1:], mesh_dim_names=names[1:]))
-        )
+        self.mesh = mesh_of(self.root_device.type, world, self.replicas)
         # Of their own, on the CPU: checkpoints are agreed on beside the training's collectives.
         self.savers = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=2))
+
+    @property
+    def half(self) -> bool:
+        """Whether blocks compute in bfloat16."""
+        return "bf16" in str(self.precision_plugin.precision)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """A folder of shards. Only copying them to the CPU holds up the training."""
@@ -63,11 +61,10 @@ class Fsdp2(ModelParallelStrategy):
         def work(part: Path) -> None:
             if self.global_rank == 0:
                 remove(part)
-                part.mkdir(parents=True)
-                torch.save(checkpoint, part / META)
             torch.distributed.barrier(group=self.savers)
-            dcp.save(state, checkpoint_id=part, process_group=self.savers)  # ends when every process has written
-            if self.global_rank == 0:
+            dcp.save(state, checkpoint_id=part, process_group=self.savers)  # fails on all processes if on one of them
+            if self.global_rank == 0:  # after what others wait for, and last: a folder without it is no checkpoint
+                store(checkpoint, part / META)
                 publish(part, path)
 
         self.background.hold(path, work)
@@ -114,18 +111,25 @@ def reshard(module: nn.Module) -> None:
             part.reshard()
 
 
-def shard(backbone: nn.Module, losses: nn.Module, strategy: Fsdp2) -> None:
+def mesh_of(kind: str, world: int, replicas: int = 1) -> DeviceMesh:
+    """Processes in shard groups, `replicas` of them. kind: of device."""
+    sizes, names = (replicas, world // replicas), ("replicate", "shard")
+    if replicas == 1:
+        sizes, names = sizes[1:], names[1:]
+    return init_device_mesh(kind, sizes, mesh_dim_names=names)
+
+
+def shard(backbone: nn.Module, losses: nn.Module, mesh: DeviceMesh, half: bool) -> None:
     """Shard each transformer block, then the rest of the backbone, then what losses own, all on one mesh.
 
     A loss's projector left unsharded beside a sharded backbone would break norm clipping and fused AdamW.
-    Parameters stay float32; blocks compute in bfloat16 when the trainer's precision says so.
+    Parameters stay float32; blocks compute in bfloat16 with `half`.
     """
-    half = "bf16" in str(strategy.precision_plugin.precision)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
-    options = {"mesh": strategy.mesh, **({"mp_policy": policy} if policy else {})}
+    options = {"mesh": mesh, **({"mp_policy": policy} if policy else {})}
     for block in backbone.blocks():
         fully_shard(block, **options)
     fully_shard(backbone, **options)
     for loss in losses.children():
         if any(p.requires_grad for p in loss.parameters()):
-            fully_shard(loss, mesh=strategy.mesh)  # float32: alignment losses run outside of autocast
+            fully_shard(loss, mesh=mesh)  # float32: alignment losses run outside of autocast
