@@ -7,9 +7,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from small import small_run
+
+from timelapse.stages import Run
 
 
 def fit_on(
@@ -17,11 +20,26 @@ def fit_on(
 ) -> bool:
     """Fit as `processes` ranks; True when that ended well. kill_after: 2.3 kills all of them 0.3 seconds after two
     more lines of metrics.csv, if they are still at it; False then."""
+    codes, over = exit_codes(processes, folder, *overrides, experiment=experiment, kill_after=kill_after)
+    if any(codes) and not (over and set(codes) <= {0, -9}):
+        raise AssertionError(f"exit codes {codes}; {folder}/rank*.log say why")
+    return not any(codes)
+
+
+def exit_codes(
+    processes: int,
+    folder: Path,
+    *overrides: str,
+    experiment: str = "finetune_only",
+    kill_after: float | None = None,
+    prepare: Callable[[int, Run], None] | None = None,
+) -> tuple[list[int], bool]:
+    """How each rank ended, and whether `kill_after` ended them. prepare: called in each with its number and run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    arguments = [(rank, processes, port, folder, overrides, experiment) for rank in range(processes)]
+    arguments = [(rank, processes, port, folder, overrides, experiment, prepare) for rank in range(processes)]
     ranks = [context.Process(target=_rank, args=a) for a in arguments]
     for process in ranks:
         process.start()
@@ -34,10 +52,7 @@ def fit_on(
             for process in ranks:
                 process.kill()
         time.sleep(0.02)
-    codes = [process.exitcode for process in ranks]
-    if any(codes) and not (over and set(codes) <= {0, -9}):
-        raise AssertionError(f"exit codes {codes}; {folder}/rank*.log say why")
-    return not any(codes)
+    return [process.exitcode for process in ranks], over
 
 
 def lines(folder: Path) -> int:
@@ -45,7 +60,15 @@ def lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _rank(rank: int, processes: int, port: int, folder: Path, overrides: tuple[str, ...], experiment: str) -> None:
+def _rank(
+    rank: int,
+    processes: int,
+    port: int,
+    folder: Path,
+    overrides: tuple[str, ...],
+    experiment: str,
+    prepare: Callable[[int, Run], None] | None,
+) -> None:
     from timelapse.stages import fit
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +77,10 @@ def _rank(rank: int, processes: int, port: int, folder: Path, overrides: tuple[s
     os.environ.update({name: str(value) for name, value in where.items()}, MASTER_ADDR="127.0.0.1")
     trainer = ["trainer.accelerator=cpu", f"trainer.devices={processes}", "trainer.precision=32-true"]
     try:
-        fit(small_run(folder, *trainer, *overrides, experiment=experiment))
+        run = small_run(folder, *trainer, *overrides, experiment=experiment)
+        if prepare is not None:
+            prepare(rank, run)
+        fit(run)
         code = 0
     except SystemExit as stopped:
         code = stopped.code

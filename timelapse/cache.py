@@ -177,6 +177,9 @@ def cached(
             if n % 50 == 49:  # a kill loses no more than this
                 write_down()
         write_down()
+        for part in (model.text, encoder):  # training reads what they gave
+            if part is not None:
+                part.to("cpu")
     while not set(names) <= known(store)[0].keys():
         time.sleep(1)
     if which == 0:

@@ -27,7 +27,7 @@ class Background:
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def hold(self, path: Path, work: Callable[[Path], None]) -> None:
         """Wait for the write before; `release` then lets `work` write under a name of its own, and rename to `path`."""
@@ -51,7 +51,8 @@ class Background:
             path.parent.mkdir(parents=True, exist_ok=True)
             work(part)
             self.error = None
-        except Exception as error:  # full disk, quota, lost mount: training goes on, the next write may succeed
+        except BaseException as error:  # what torch.distributed.checkpoint raises is no Exception
+            # Full disk, quota, lost mount: training goes on, the next write may succeed.
             self.error = error
             log.error(f"checkpoint {path} was not written ({reason(error)}); the one before it stays")
             remove(part)

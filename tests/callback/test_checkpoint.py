@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest, whole  # noqa: E402
 from timelapse.callback.history import read_rows  # noqa: E402
-from timelapse.checkpoint import read  # noqa: E402
+from timelapse.checkpoint import Background, read  # noqa: E402
 from timelapse.stages import fit  # noqa: E402
 
 STEPS = 6  # validated after 4, saved after 2, 4 and 6
@@ -130,3 +131,19 @@ def test_the_newest_two_stay_and_what_a_kill_cut_short_goes(tmp_path):
     (folder / "step000009.ckpt.part").write_bytes(b"half")
     (folder / "step000007.ckpt").mkdir()  # a folder without its last file is no checkpoint
     assert newest(folder).name == "step000005.ckpt"
+
+
+def test_what_one_process_of_many_could_not_write_is_an_error_of_all(tmp_path, caplog):
+    """torch.distributed.checkpoint raises what is no Exception, with what each process raised in it."""
+    failures = {1: (OSError(28, "No space left on device"), None)}
+    background = Background()
+
+    def work(part):
+        part.mkdir(parents=True)
+        raise CheckpointException("write", failures)
+
+    background.hold(tmp_path / "step000002.ckpt", work)
+    background.wait()
+    assert isinstance(background.error, CheckpointException) and not any(tmp_path.iterdir())
+    said = "step000002.ckpt was not written ([Errno 28] No space left on device); the one before it stays"
+    assert said in caplog.text

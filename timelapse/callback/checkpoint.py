@@ -97,12 +97,16 @@ class Checkpoints(Checkpoint):
         self._restore_signal()
         background = writer(trainer)
         background.wait()
-        if background.error is not None:
-            last = newest(self.folder)
-            raise ValueError(
-                f"the last checkpoint could not be written to {self.folder} ({reason(background.error)}); make room "
-                f"and type the same command, it goes on from {last.name if last else 'the start'}"
-            )
+        failed = background.error is not None
+        if not trainer.strategy.reduce_boolean_decision(failed, all=False):
+            return
+        if not failed:  # one process wrote for all; the others must not go on alone
+            raise Preempted("another process could not write the last checkpoint")
+        last = newest(self.folder)
+        raise ValueError(
+            f"the last checkpoint could not be written to {self.folder} ({reason(background.error)}); make room and "
+            f"type the same command, it goes on from {last.name if last else 'the start'}"
+        )
 
     def due(self, step: int) -> bool:
         """Whether the held-out loss is measured after this step."""
