@@ -12,7 +12,7 @@ from pathlib import Path
 
 from small import small_run
 
-from timelapse.stages import Run
+from timelapse.parts import Run
 
 
 def fit_on(

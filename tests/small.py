@@ -7,8 +7,8 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from timelapse.build import frozen
+from timelapse.parts import Run
 from timelapse.run import CONF
-from timelapse.stages import Run
 
 COMMON = [
     "trainer=cpu",

@@ -10,8 +10,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from timelapse.build import build, build_all, frozen
+from timelapse.parts import differs
 from timelapse.run import CONF, identity
-from timelapse.stages import differs
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 

@@ -13,8 +13,8 @@ from small import SMALL  # noqa: E402
 import timelapse.loss  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
+from timelapse.parts import Run  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
-from timelapse.stages import Run  # noqa: E402
 
 ROOT = CONF.parent
 

@@ -6,8 +6,8 @@ from hydra import compose, initialize_config_dir
 
 from timelapse.build import frozen
 from timelapse.errors import MISTAKES, check_added, one_line
+from timelapse.parts import Run
 from timelapse.run import CONF
-from timelapse.stages import Run
 
 
 def answer(*overrides):

@@ -12,9 +12,9 @@ from PIL import Image
 from timelapse.build import frozen
 from timelapse.dataset.fit import to_unit
 from timelapse.dataset.write import read_video
+from timelapse.parts import Run
 from timelapse.run import CONF
 from timelapse.sampling import sample_input
-from timelapse.stages import Run
 
 SMALL = [
     "+experiment=consisti2v",

@@ -25,7 +25,7 @@ def evaluate_run(run: Any) -> float | None:
 
     The exact .mkv files are measured, never the .mp4 made for looking. Returns the first metric's value.
     """
-    from timelapse.stages import save_json
+    from timelapse.parts import save_json
 
     folder = run.out / "samples"
     chosen = {path.stem: path for path in sorted(folder.glob("*.json"))}

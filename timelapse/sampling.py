@@ -201,7 +201,7 @@ def save_sample(
 
     video None: it is written already. A truth that is shorter than the video is left out.
     """
-    from timelapse.stages import save_json
+    from timelapse.parts import save_json
 
     folder.mkdir(parents=True, exist_ok=True)
     if truth is not None and video is not None and len(truth) != len(video):

@@ -22,8 +22,9 @@ from hydra import compose, initialize_config_dir
 
 from timelapse.build import frozen
 from timelapse.dataset.module import Stream, collate
+from timelapse.parts import Run
 from timelapse.run import CONF
-from timelapse.stages import Run, fit, quiet
+from timelapse.stages import fit, quiet
 from timelapse.types import Condition
 
 

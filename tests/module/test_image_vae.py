@@ -95,8 +95,8 @@ def test_the_recipe_builds_with_its_own_numbers(tmp_path):
     from hydra import compose, initialize_config_dir
 
     from timelapse.build import frozen
+    from timelapse.parts import Run
     from timelapse.run import CONF
-    from timelapse.stages import Run
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["+experiment=pretrain_picture_vae", "module.features=null"])

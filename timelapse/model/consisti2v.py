@@ -154,9 +154,9 @@ class ConsistI2V:
         vae = self.numbers["vae"]
         spatial = 2 ** (len(vae["block_out_channels"]) - 1)
         if height % spatial or width % spatial:
+            h, w = (max(spatial, round(size / spatial) * spatial) for size in (height, width))
             raise ValueError(
-                f"consisti2v: video.height={height}, video.width={width}; expected multiples of {spatial}, e.g. "
-                f"{max(spatial, round(height / spatial) * spatial)} and {max(spatial, round(width / spatial) * spatial)}"
+                f"consisti2v: video.height={height}, video.width={width}; expected multiples of {spatial}, e.g. {h} and {w}"
             )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 

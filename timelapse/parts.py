@@ -1,0 +1,199 @@
+"""A run: its config, its directory, and its parts, each built when first asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from timelapse.build import build, build_all, build_with
+from timelapse.cache import rank, write
+from timelapse.randomness import keyed_seed
+
+log = logging.getLogger("timelapse")
+
+
+class Run:
+    """Config and directory of a run; its parts are built when first asked for."""
+
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg, self.folder = cfg, folder
+
+    def check(self) -> None:
+        """What would only fail after minutes of work fails now: ValueError."""
+        wanted = self.cfg.trainer.accelerator
+        if "sample" in self.cfg.stages:
+            from timelapse.sampling import check_input
+
+            check_input(self.cfg)
+        if {"fit", "sample"} & {*self.cfg.stages}:
+            sampler, video = build(self.cfg.sampler), self.cfg.video
+            # The module itself is not built yet: its weights are drawn in the stage that needs it.
+            if self.cfg.module._target_.endswith(".Denoising") and not hasattr(sampler, "pixels"):
+                self.model.latent_shape(video.frames, video.height, video.width)
+        if "evaluate" in self.cfg.stages and rank() == 0:
+            build_all(self.cfg.metric)  # a feature network whose weights are missing
+        if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+            if wanted == "cuda" or not torch.backends.mps.is_available():
+                raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")
+
+    def freeze(self) -> None:
+        """Write config.yaml; a directory that holds another method's run is refused rather than mixed."""
+        path = self.folder / "config.yaml"
+        if path.exists():
+            old = OmegaConf.to_container(OmegaConf.load(path))
+            new = OmegaConf.to_container(self.cfg)
+            shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed")
+            changed = [k for k in shaped if differs(old.get(k), new.get(k))]
+            if changed and "fit" in self.cfg.stages:
+                raise ValueError(
+                    f"{self.folder} holds a run with another {', '.join(changed)}; "
+                    f"delete it, or give this run its own name: name={self.cfg.name}_2"
+                )
+        made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
+        if not path.exists() or "fit" in self.cfg.stages:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(path, OmegaConf.to_yaml(OmegaConf.create(made)).encode())  # other processes read it meanwhile
+
+    @cached_property
+    def out(self) -> Path:
+        """Where samples, numbers and page go: the run itself, or a folder in it for the user's own pictures."""
+        image = self.cfg.input.frames or self.cfg.input.image
+        if image is None:
+            return self.folder
+        stems = "-".join(Path(i).stem for i in ([image] if isinstance(image, str) else image))
+        out = self.folder / "input" / re.sub(r"[^A-Za-z0-9._-]", "_", stems)[:100]  # a to b is not a to c
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / "config.yaml", out)
+        return out
+
+    @cached_property
+    def device(self) -> torch.device:
+        wanted = self.cfg.trainer.accelerator
+        if wanted != "cpu" and torch.cuda.is_available():
+            local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+            return torch.device("cuda", int(local) % torch.cuda.device_count())  # SLURM may show each task one GPU
+        if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+
+    @cached_property
+    def model(self) -> Any:
+        torch.manual_seed(keyed_seed(self.cfg.seed, "model") % 2**63)
+        return build(self.cfg.model)
+
+    @cached_property
+    def losses(self) -> dict[str, Any]:
+        torch.manual_seed(keyed_seed(self.cfg.seed, "losses") % 2**63)  # projectors start alike in every variant
+        return build_all(self.cfg.loss)
+
+    @cached_property
+    def encoder(self) -> Any:
+        """Only when a loss reads hidden tokens: finetuning alone loads no vision model."""
+        return build(self.cfg.encoder) if any(loss.taps for loss in self.losses.values()) else None
+
+    @cached_property
+    def module(self) -> Any:
+        """The LightningModule, handed the parts that its constructor names."""
+        return build_with(self.cfg.module, self, ("model", "conditioning", "losses", "encoder", "noise_law"))
+
+    @cached_property
+    def noise_law(self) -> Any:
+        return build(self.cfg.noise)
+
+    @cached_property
+    def conditioning(self) -> Any:
+        return build(self.cfg.conditioning)
+
+    def dataset(self, split: str) -> Any:
+        size = {"size": self.cfg.train.validation_clips} if split == "val" and "size" in self.cfg.dataset else {}
+        return build(self.cfg.dataset, split=split, **size)
+
+    @cached_property
+    def train_clips(self) -> Any:
+        return self.with_cache(self.dataset("train"), "train")
+
+    @cached_property
+    def validation_clips(self) -> Any:
+        return self.with_cache(self.dataset("val"), "val")
+
+    def with_cache(self, dataset: Any, split: str) -> Any:
+        if not hasattr(self.module, "losses"):
+            return dataset
+        self.note(getattr(dataset, "skipped", []))
+        if not self.cfg.cache.enabled:
+            return dataset
+        from timelapse.cache import cached
+
+        spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
+        pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
+        root = self.cfg.paths.cache  # a folder, or what fsspec opens
+        store = self.cfg.cache.pixels and split == "train"
+        return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels, store_pixels=store)
+
+    def note(self, skipped: list[tuple[Any, str]]) -> None:
+        """notes.json for the report: what stands in for what, and which files were left out, with the reason."""
+        path = self.folder / "notes.json"
+        known = json.loads(path.read_text())["skipped"] if path.exists() else []
+        seen = {tuple(pair) for pair in known}
+        new = [[str(file), reason] for file, reason in skipped if (str(file), reason) not in seen]
+        for file, reason in new[:10]:
+            log.warning(f"skipped {file}: {reason}")
+        if len(new) > 10:
+            log.warning(f"skipped {len(new) - 10} more; all are in {path}")
+        known += new
+        notes = list(self.cfg.get("notes", []))
+        if self.encoder is not None and getattr(self.encoder, "stands_for", None):
+            notes.append(f"{self.encoder.name} stands in for {self.encoder.stands_for}.")
+        save_json(path, {"skipped": known, "notes": notes})
+
+    @cached_property
+    def loggers(self) -> list[Any]:
+        return build(self.cfg.logger, save_dir=str(self.folder))
+
+    @cached_property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: cfg.ckpt, else the run's newest."""
+        from timelapse.callback.checkpoint import newest
+        from timelapse.checkpoint import is_sharded
+
+        if self.cfg.ckpt is not None:
+            path = Path(self.cfg.ckpt)
+            path = path if path.is_file() or is_sharded(path) else newest(path / "checkpoints")
+            if path is None:
+                raise FileNotFoundError(
+                    f"ckpt={self.cfg.ckpt}: no such checkpoint; give a .ckpt (file or folder) or a run directory"
+                )
+            return path
+        return newest(self.folder / "checkpoints")
+
+
+def differs(old: Any, new: Any) -> bool:
+    """Whether a part of a config was changed; a number that its class did not know then has its default now."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old != new
+    if "_target_" not in new and old.keys() != new.keys():
+        return True
+    return any(differs(old[k], new[k]) for k in old.keys() & new.keys())
+
+
+def commit() -> str:
+    """Git commit of the code, with '+' when files were changed since; 'unknown' outside of a checkout."""
+    if shutil.which("git") is None:
+        return "unknown"
+    here = Path(__file__).parent
+    git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True).stdout.strip()
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
