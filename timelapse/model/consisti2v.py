@@ -156,7 +156,8 @@ class ConsistI2V:
         if height % spatial or width % spatial:
             h, w = (max(spatial, round(size / spatial) * spatial) for size in (height, width))
             raise ValueError(
-                f"consisti2v: video.height={height}, video.width={width}; expected multiples of {spatial}, e.g. {h} and {w}"
+                f"consisti2v: video.height={height}, video.width={width}; expected multiples of {spatial}, "
+                f"e.g. {h} and {w}"
             )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 
