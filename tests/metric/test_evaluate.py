@@ -76,6 +76,8 @@ def test_every_file_of_the_group_builds_and_runs():
     for path in files:
         cfg = OmegaConf.merge({"frame_features": features}, OmegaConf.load(path))
         assert path.stem in cfg
+        if path.stem.startswith("frechet"):  # of a whole set, not of clips; its networks' files do not ship
+            continue
         metrics[path.stem] = instantiate(cfg[path.stem])
     assert all(isinstance(m, ClipMean) for m in metrics.values())
     assert len({id(m.net) for m in metrics.values() if m.net is not None}) == 1  # one network for all

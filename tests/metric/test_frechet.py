@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,3 +160,18 @@ def test_missing_weights_are_said(tmp_path):
         i3d(str(tmp_path / "i3d.pt"))
     with pytest.raises(ValueError, match="InceptionV3: no weights at .*pt_inception"):
         inception_v3(str(tmp_path / "pt_inception.pth"))
+
+
+def test_the_files_of_the_group_build_and_one_that_is_missing_is_named():
+    from hydra import compose, initialize_config_dir
+
+    from timelapse.build import build_all
+    from timelapse.run import CONF
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        here = compose("config", ["+experiment=finetune_only", "metric=[frechet]"])
+        video = compose("config", ["+experiment=finetune_only", "metric=[frechet_video]"])
+    assert isinstance(build_all(here.metric)["frechet"], FrechetDistance)
+    if not Path(video.metric.frechet_video.net.weights).exists():
+        with pytest.raises(ValueError, match="i3d_torchscript.pt"):
+            build_all(video.metric)
