@@ -37,7 +37,7 @@ def test_the_loss_of_the_guide_trains(tmp_path, monkeypatch):
     run = Run(frozen(cfg), tmp_path)
     run.module.materialise()
     batch = collate([{**run.train_clips[i], "draw": i} for i in (0, 1)])
-    step = run.module.step(batch, torch.tensor([100, 800]), batch["key"])
+    step = run.module.step(*run.module.prepare(batch, batch["key"]), torch.tensor([100, 800]), batch["key"])
     drift = run.losses["drift"]
     expected = torch.stack([z.mean((2, 3)).diff(dim=0).square().mean() for z in step.z0_hat])
     torch.testing.assert_close(drift(step), expected)

@@ -6,6 +6,7 @@ Frames are always dim 1; adapters permute to what a network wants. Pixels are in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypedDict
 
@@ -38,8 +39,15 @@ class Condition:
     layout: Tensor | None = None  # (B,t,c,h,w) clean latent video whose coarse shape sampling starts from
 
     def to(self, device: torch.device) -> Condition:
-        move = lambda x: x.to(device) if isinstance(x, Tensor) else x
-        return Condition(*(move(getattr(self, f)) for f in self.__dataclass_fields__))
+        return self.each(lambda x: x.to(device))
+
+    def repeat(self, n: int) -> Condition:
+        """Each clip n times in a row."""
+        return self.each(lambda x: x.repeat_interleave(n, 0))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        fields = (getattr(self, f) for f in self.__dataclass_fields__)
+        return Condition(*(change(x) if isinstance(x, Tensor) else x for x in fields))
 
 
 @dataclass

@@ -42,11 +42,11 @@ def measured(folder: Path, *overrides: str) -> tuple[dict[str, float], dict[str,
     module.materialise()
     optimizer = module.configure_optimizers()["optimizer"]
     stream, backbone = Stream(run.dataset("train"), 0), run.module.backbone
-    batch = module.prepare(collate([stream[i] for i in range(clips)]), names := [f"{i}" for i in range(clips)])
+    names, t = [f"{i}" for i in range(clips)], torch.zeros(clips, dtype=torch.long)
+    batch, condition = module.prepare(collate([stream[i] for i in range(clips)]), names)
 
-    module.step(batch, torch.zeros(clips, dtype=torch.long), names)  # the first pass makes what is made once
+    module.step(batch, condition, t, names)  # the first pass makes what is made once
     latent = batch["latent"]
-    condition, t = module.condition(batch, names), torch.zeros(clips, dtype=torch.long)
     with kept_for_backward(backbone) as kept:
         output, _ = backbone(latent, t, condition)
     bytes_, checkpointing = kept.sizes(), run.cfg.model.gradient_checkpointing

@@ -48,12 +48,31 @@ def batch_of(run, indices: list[int]) -> dict:
 def test_a_clip_sees_the_same_noise_in_any_batch(trained):
     module = trained.module.eval()
     t = torch.tensor([300, 700])
-    both = module.step(batch_of(trained, [1, 2]), t, ["1:a", "2:b"])
-    alone = module.step(batch_of(trained, [2]), t[1:], ["2:b"])
+    made = lambda indices, t, names: module.step(*module.prepare(batch_of(trained, indices), names), t, names)
+    both, alone = made([1, 2], t, ["1:a", "2:b"]), made([2], t[1:], ["2:b"])
     assert torch.equal(both.noise[1:], alone.noise)
     assert torch.equal(both.condition.known[1:], alone.condition.known)
     torch.testing.assert_close(both.zt[1:], alone.zt, atol=1e-5, rtol=0)
     torch.testing.assert_close(both.output[1:], alone.output, atol=1e-4, rtol=0)
+
+
+def test_noises_of_one_clip_share_its_encodes_and_nothing_else(trained, monkeypatch):
+    module, steps, encoded = trained.module, [], []
+    step, encode = module.step, module.model.codec.encode
+    monkeypatch.setattr(module, "noises_per_clip", 3)
+    monkeypatch.setattr(module, "step", lambda *a: steps.append(step(*a)) or steps[-1])
+    monkeypatch.setattr(module.model.codec, "encode", lambda v, g=None: encoded.append(len(v)) or encode(v, g))
+    loss = module.training_step(batch_of(trained, [1, 2]), 0)
+    made = steps[0]
+    assert made.z0.shape[0] == 6 and max(encoded, default=0) <= 2
+    for first in (0, 3):  # three in a row are of one clip
+        for other in (first + 1, first + 2):
+            assert torch.equal(made.z0[other], made.z0[first])
+            assert torch.equal(made.condition.latent[other], made.condition.latent[first])
+            assert made.t[other] != made.t[first] and not torch.equal(made.noise[other], made.noise[first])
+            assert made.batch["key"][other] == made.batch["key"][first]
+    assert made.batch["key"][0] != made.batch["key"][3]
+    torch.testing.assert_close(loss, trained.losses["denoise"](made).mean() * trained.losses["denoise"].weight)
 
 
 def test_the_average_follows_its_formula_and_swapping_is_exact(trained):
@@ -78,7 +97,8 @@ def test_the_average_follows_its_formula_and_swapping_is_exact(trained):
 def test_held_out_loss_never_changes_its_noise(trained):
     module, batch = trained.module.eval(), batch_of(trained, [0, 1])
     t = torch.full((2,), 400)
-    first, second = (module.step(batch, t, batch["key"]) for _ in range(2))
+    names = batch["key"]
+    first, second = (module.step(*module.prepare(batch, names), t, names) for _ in range(2))
     assert torch.equal(first.zt, second.zt) and torch.equal(first.output, second.output)
 
 

@@ -30,6 +30,8 @@ class Denoising(L.LightningModule):
     caption_dropout: share of clips told the empty caption, for guidance. train_text: train the text encoder too
     (pretraining a small one from scratch; nothing of it is cached then).
     ema_decay: decay of the average of the trained weights that samples are made with; 0 for none.
+    noises_per_clip: noise levels, each with its noise, that a step draws for every clip of the batch; the clip, its
+    condition and its features are encoded once for all of them, which pays where nothing can be cached (any_frame).
     held_out_timesteps: validation loss is measured at these, with noise that never changes.
     """
 
@@ -54,8 +56,11 @@ class Denoising(L.LightningModule):
         held_out_timesteps: tuple[float, ...] = (100, 400, 700, 999),
         caption_dropout: float = 0.1,
         train_text: bool = False,
+        noises_per_clip: int = 1,
     ):
         super().__init__()
+        if noises_per_clip < 1:
+            raise ValueError(f"module.noises_per_clip={noises_per_clip}; type 1 or more")
         if "denoise" not in losses:
             raise ValueError(
                 f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'"
@@ -75,6 +80,7 @@ class Denoising(L.LightningModule):
         self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
         self.averages: list[tuple[nn.Parameter, nn.Parameter]] = []  # average and what it is of
         self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
+        self.noises_per_clip = noises_per_clip
         self.parts: list[Tensor] = []  # what the parts of the step in hand gave
         self.shown: dict[str, float] = {}  # in the progress bar
 
@@ -148,8 +154,14 @@ class Denoising(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         draws = [f"{d}:{k}" for d, k in zip(batch["draw"], batch["key"])]
+        batch, condition = self.prepare(self.drop_captions(batch, draws), draws)
+        if self.noises_per_clip > 1:
+            n = self.noises_per_clip
+            many = lambda x: x.repeat_interleave(n, 0) if isinstance(x, Tensor) else [one for one in x for _ in range(n)]
+            batch, condition = {name: many(x) for name, x in batch.items()}, condition.repeat(n)
+            draws = [f"{draw}:{i}" for draw in draws for i in range(n)]
         t = self.model.process.draw(keyed_each(draws, self.seed, "t"))
-        step = self.step(self.drop_captions(batch, draws), t.to(self.device), draws)
+        step = self.step(batch, condition, t.to(self.device), draws)
         values = {name: loss(step).mean() for name, loss in self.losses.items()}
         total = sum(self.losses[name].weight * value for name, value in values.items())
         self.parts.append(torch.stack([total, *values.values()]).detach())
@@ -178,19 +190,18 @@ class Denoising(L.LightningModule):
                 logger.log_metrics({f"train/{name}": x for name, x in row.items()}, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        names = batch["key"]
+        batch, condition = self.prepare(batch, names)
         with self.averaged():
             for t in self.held_out_timesteps:
-                step = self.step(batch, torch.full((len(batch["key"]),), t, device=self.device), batch["key"])
+                step = self.step(batch, condition, torch.full((len(names),), t, device=self.device), names)
                 for name, loss in self.losses.items():
-                    self.log(f"val/{name}_t{t}", loss(step).mean(), sync_dist=True, batch_size=len(batch["key"]))
+                    self.log(f"val/{name}_t{t}", loss(step).mean(), sync_dist=True, batch_size=len(names))
 
-    def step(self, batch: Batch, t: Tensor, names: list[str]) -> Step:
-        """Noise the clips, tell the network the condition, run it. `names` key the randomness, one a clip."""
-        model = self.model
-        batch = self.prepare(batch, names)
-        z0 = batch["latent"]
+    def step(self, batch: Batch, condition: Condition, t: Tensor, names: list[str]) -> Step:
+        """Noise the clips that `prepare` made ready and run the network. `names` key the noise, one a clip."""
+        model, z0 = self.model, batch["latent"]
         noise = self.noise_law(tuple(z0.shape[1:]), keyed_each(names, self.seed, "noise"), self.device)
-        condition = self.condition(batch, names)
         zt = model.process.noise(z0, noise, t)
         output, hidden = self.backbone(zt, t, condition, taps=self.taps)
         return Step(
@@ -228,8 +239,11 @@ class Denoising(L.LightningModule):
         return batch
 
     @torch.no_grad()
-    def prepare(self, batch: Batch, names: list[str]) -> Batch:
-        """Fill in what the cache did not: latent (posterior resampled), text tokens, encoder features."""
+    def prepare(self, batch: Batch, names: list[str]) -> tuple[Batch, Condition]:
+        """The batch with what the cache did not fill in, and what the network is told of it. `names` key the draws.
+
+        Filled in are the latent (posterior resampled), text tokens and encoder features.
+        """
         batch, model = dict(batch), self.model
         posterior = keyed_each(names, self.seed, "posterior")
         with torch.autocast(self.device.type, enabled=False):
@@ -244,7 +258,7 @@ class Denoising(L.LightningModule):
                     batch["tokens"] = self.tokens(batch["caption"])
             if self.taps and "feature" not in batch:
                 batch["feature"] = self.encoder.to(self.device)(batch["video"], model.grid_of(batch["latent"].shape))
-        return batch
+        return batch, self.condition(batch, names)
 
     @torch.no_grad()
     def condition(self, batch: Batch, names: list[str], known: Tensor | None = None) -> Condition:
