@@ -69,15 +69,30 @@ def test_plots_follow_the_page_colours_and_are_the_same_every_time():
     assert 'aria-label="a &lt; b"' in svg
 
 
-def test_a_run_has_a_sheet_of_its_samples(tmp_path: Path):
-    folder = tmp_path / "samples"
-    folder.mkdir()
-    for key, known in (("a", [8]), ("b", [0, 16])):
+def run_with(folder: Path, clips: dict[str, list[int]], brightness: float) -> Path:
+    (folder / "samples").mkdir(parents=True)
+    for key, known in clips.items():
         card = {"caption": f"time-lapse of {key}", "known": known, "frames": 17, "seconds": None}
-        (folder / f"{key}.json").write_text(json.dumps(card))
-        for name in (f"{key}.mp4", f"{key}.truth.mp4"):
-            write_video(folder / name, torch.zeros(17, 3, 32, 32))
-    one, both = (Image.open(run_sheet(tmp_path, tmp_path / "s.png", clips)) for clips in ([1], []))
+        (folder / "samples" / f"{key}.json").write_text(json.dumps(card))
+        for name, value in ((f"{key}.mp4", brightness), (f"{key}.truth.mp4", 0.0)):
+            write_video(folder / "samples" / name, torch.full((17, 3, 32, 32), value))
+    return folder
+
+
+def test_a_run_has_a_sheet_of_its_samples(tmp_path: Path):
+    run = run_with(tmp_path / "run", {"a": [8], "b": [0, 16]}, 0.0)
+    one, both = (Image.open(run_sheet([run], tmp_path / "s.png", clips)) for clips in ([1], []))
     assert both.height - 4 == 2 * (one.height - 4)
-    with pytest.raises(ValueError, match="has 2 samples"):
-        run_sheet(tmp_path, tmp_path / "s.png", [2])
+    with pytest.raises(ValueError, match="2 samples"):
+        run_sheet([run], tmp_path / "s.png", [2])
+
+
+def test_runs_are_shown_below_each_other_on_the_clips_they_share(tmp_path: Path):
+    dark = run_with(tmp_path / "dark", {"a": [0], "b": [0]}, -0.9)
+    bright = run_with(tmp_path / "bright", {"b": [0], "c": [0]}, 0.9)
+    path = run_sheet([dark, bright], tmp_path / "s.png", height=32, labels=["one", "two"])
+    middle = np.asarray(Image.open(path).convert("L")).astype(int)[[4 + 18 + 16 + i * 54 for i in range(3)], 60]
+    assert Image.open(path).height == 4 + 3 * 54  # of clip b: the real one, dark's, bright's
+    assert np.abs(middle - [128, 13, 242]).max() < 8
+    with pytest.raises(ValueError, match="1 labels for 2 runs"):
+        run_sheet([dark, bright], tmp_path / "s.png", labels=["one"])

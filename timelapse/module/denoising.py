@@ -157,7 +157,7 @@ class Denoising(L.LightningModule):
         batch, condition = self.prepare(self.drop_captions(batch, draws), draws)
         if self.noises_per_clip > 1:
             n = self.noises_per_clip
-            many = lambda x: x.repeat_interleave(n, 0) if isinstance(x, Tensor) else [one for one in x for _ in range(n)]
+            many = lambda x: x.repeat_interleave(n, 0) if isinstance(x, Tensor) else [i for i in x for _ in range(n)]
             batch, condition = {name: many(x) for name, x in batch.items()}, condition.repeat(n)
             draws = [f"{draw}:{i}" for draw in draws for i in range(n)]
         t = self.model.process.draw(keyed_each(draws, self.seed, "t"))

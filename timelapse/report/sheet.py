@@ -109,20 +109,39 @@ def resize(frames: Tensor, height: int, width: int) -> Tensor:
     return sized.round().clamp(0, 255).to(torch.uint8)
 
 
-def run_sheet(folder: Path | str, path: Path | str, clips: Sequence[int] = (), height: int = 112) -> Path:
-    """A run's samples (all, or these by their place), each below the real clip where there is one."""
+def run_sheet(
+    folders: Sequence[Path | str],
+    path: Path | str,
+    clips: Sequence[int] = (),
+    height: int = 112,
+    labels: Sequence[str] = (),
+) -> Path:
+    """The samples of runs (all, or these by their place), each below the real clip where there is one.
+
+    Several runs are shown one below the other, clip by clip, where they have the clip in common; labels: what each is
+    called, its name by default.
+    """
     from timelapse.report.run_files import read_run
 
-    samples = read_run(folder).samples
-    if clips and max(clips) >= len(samples):
-        raise ValueError(f"{folder} has {len(samples)} samples; choose clips below that")
-    videos, labels, known = [], [], []
-    for sample in [samples[i] for i in clips] if clips else samples:
-        for name, video in sample.videos.items():
-            videos.append(video)
-            frames = " and ".join(map(str, sample.known))
-            said = {"truth": f"{sample.caption}: real clip", "given": f"{sample.caption}: given"}
-            labels.append(said.get(name, f"made from frame {frames}"))
-            known.append(sample.known)
-    return contact_sheet(videos, path, labels, known, height=height)
-
+    runs = [read_run(folder) for folder in folders]
+    if labels and len(labels) != len(runs):
+        raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one each")
+    by_key = [{sample.key: sample for sample in run.samples} for run in runs]
+    keys = [key for key in by_key[0] if all(key in samples for samples in by_key)]
+    if clips and max(clips) >= len(keys):
+        raise ValueError(f"there are {len(keys)} samples (that all {len(runs)} runs have); choose clips below that")
+    videos, said, known = [], [], []
+    for key in [keys[i] for i in clips] if clips else keys:
+        for i, samples in enumerate(by_key):
+            sample = samples[key]
+            made = labels[i] if labels else f"made from frame {' and '.join(map(str, sample.known))}"
+            if len(runs) > 1 and not labels:
+                made = f"{runs[i].name}, {made}"
+            told = {"truth": f"{sample.caption}: real clip", "given": f"{sample.caption}: given"}
+            for name, video in sample.videos.items():
+                if name in told and i:
+                    continue  # the same for all
+                videos.append(video)
+                said.append(told.get(name, made))
+                known.append(sample.known)
+    return contact_sheet(videos, path, said, known, height=height)
