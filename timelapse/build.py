@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -45,7 +46,12 @@ def frozen(cfg: DictConfig) -> DictConfig:
     return resolved
 
 
-def build_with(part: DictConfig, source: Any, names: tuple[str, ...]) -> Any:
+def build_with(part: DictConfig, source: Any, names: Sequence[str]) -> Any:
     """Build a part and hand it those attributes of `source` that its constructor asks for by name."""
+    return build(part, **{name: getattr(source, name) for name in asked(part, names)})
+
+
+def asked(part: DictConfig, names: Sequence[str]) -> list[str]:
+    """Which of `names` the constructor of a part's class asks for: how a part says what it works on, unbuilt."""
     wanted = signature(get_class(part["_target_"])).parameters
-    return build(part, **{name: getattr(source, name) for name in names if name in wanted})
+    return [name for name in names if name in wanted]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from timelapse.build import build, build_all, build_with
+from timelapse.build import asked, build, build_all, build_with
 from timelapse.cache import rank, write
 from timelapse.randomness import keyed_seed
 
@@ -35,10 +35,11 @@ class Run:
             from timelapse.sampling import check_input
 
             check_input(self.cfg)
-        if {"fit", "sample"} & {*self.cfg.stages}:
+        if {"cache", "fit", "sample"} & {*self.cfg.stages}:
             sampler, video = build(self.cfg.sampler), self.cfg.video
-            # The module itself is not built yet: its weights are drawn in the stage that needs it.
-            if self.cfg.module._target_.endswith(".Denoising") and not hasattr(sampler, "pixels"):
+            # The module itself is not built yet: its weights are drawn in the stage that needs it. One that asks for a
+            # conditioning runs the model on whole clips, of which it tells some frames; others choose their own sizes.
+            if asked(self.cfg.module, ["conditioning"]) and not hasattr(sampler, "pixels"):
                 self.model.latent_shape(video.frames, video.height, video.width)
         if "evaluate" in self.cfg.stages and rank() == 0:
             build_all(self.cfg.metric)  # a feature network whose weights are missing
