@@ -69,13 +69,14 @@ def alone(place) -> Path:
     return place / "alone"
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_two_processes_are_one_with_the_same_global_batch(alone, place, trainer):
-    assert fit(trainer, place / trainer)
-    assert_same(alone, place / trainer)
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "offload"])
+def test_two_processes_are_one_with_the_same_global_batch(alone, place, name):
+    trainer, typed = ("fsdp", ["trainer.strategy.offload=true"]) if name == "offload" else (name, [])
+    assert fit(trainer, place / name, *typed)
+    assert_same(alone, place / name)
     state = weights(alone)
     assert any(k.startswith("ema.") for k in state) and any(k.startswith("losses.drepa") for k in state)
-    assert is_sharded(newest(place / trainer / "checkpoints")) == (trainer == "fsdp")
+    assert is_sharded(newest(place / name / "checkpoints")) == (trainer == "fsdp")
 
 
 def test_low_rank_updates_too(place):

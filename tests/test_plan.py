@@ -5,7 +5,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from timelapse.activations import kept_for_backward
-from timelapse.plan import GIB, HALF, Counts, check_memory, count, memory, planned, too_large
+from timelapse.plan import GIB, HALF, MAIN, Counts, check_memory, count, memory, planned, too_large
 from timelapse.run import CONF
 from timelapse.types import Condition
 
@@ -43,6 +43,16 @@ def test_shards_divide_state_but_not_activations_or_frozen_parts():
     for row in ("parameters", "gradients (fp32)", "AdamW moments (fp32)", "average of weights (fp32)"):
         assert eight[row] == pytest.approx(one[row] / 8)
     assert eight["activations"] == one["activations"] and eight["frozen codec"] == one["frozen codec"]
+
+
+def test_offloading_leaves_on_the_device_what_passes_through_it():
+    sharded = memory(COUNTS, 1, shards=8, gathers=True)
+    rows = ("parameters", "gradients (fp32)", "AdamW moments (fp32)", "average of weights (fp32)")
+    state = sum(sharded[row] for row in rows)
+    offloaded = memory(COUNTS, 1, shards=8, gathers=True, offload=True)
+    assert offloaded["sum"] == pytest.approx(sharded["sum"] - state) and offloaded[MAIN] == pytest.approx(state)
+    cfg = config("model.weights=null", "trainer=fsdp", "trainer.strategy.offload=true")
+    assert MAIN in planned(cfg, COUNTS, 2) and MAIN not in planned(config("trainer=fsdp"), COUNTS, 2)
 
 
 def test_checkpointing_keeps_block_inputs_and_one_live_block():

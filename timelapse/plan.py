@@ -28,6 +28,7 @@ PEAK = {"A100": 312e12, "H100": 989e12}  # dense bfloat16 operations a second, a
 # norms stay float32, matrices' inputs are cast for each matrix; 60 / 88 bytes a token and width of a CogVideoX block,
 # 38 / 52 with LoRA. Derived, not measured.
 HALF = 0.7
+MAIN = "beside it, in main memory"
 USED = 0.4  # share of the peak that large transformers reach in training; 0.3 to 0.5 is published
 
 
@@ -61,28 +62,33 @@ def memory(
     frozen_bytes: int = 4,
     weight_bytes: int = 4,
     gathers: bool = False,
+    offload: bool = False,
 ) -> dict[str, float]:
     """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP).
 
     weight_bytes: of a weight that is not trained; those that are have 4. gathers: FSDP2, which brings a block's weights
-    together where it runs; else autocast keeps 16-bit copies of all.
+    together where it runs; else autocast keeps 16-bit copies of all. offload: what is shared waits in main memory,
+    in a row that is not in the sum.
     """
     word, share = (2, HALF) if half else (4, 1.0)
     again = word / 4 * counts.inputs + share * (counts.ends + counts.block)  # one block at a time is run again
     trained = counts.trained + counts.owned
-    rows = {
+    shared = {
         "parameters": (4 * trained + weight_bytes * (counts.parameters - counts.trained)) / shards,
-        "buffers": counts.buffers,
         "gradients (fp32)": 4 * trained / shards,
         "AdamW moments (fp32)": 8 * trained / shards,
         "average of weights (fp32)": 4 * counts.trained / shards if ema else 0,
+    }
+    rows = ({} if offload else shared) | {
+        "buffers": counts.buffers,
         # FSDP2 gathers one block at a time, and prefetches the next
         "gathered blocks": 2 * word * counts.largest if gathers else (2 * counts.parameters if half else 0),
         "activations": batch_size * (again if checkpointing else share * counts.kept),
     }
     rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
     rows = {name: value / GIB for name, value in rows.items()}
-    return rows | {"sum": sum(rows.values())}
+    waiting = {MAIN: sum(shared.values()) / GIB} if offload else {}
+    return rows | {"sum": sum(rows.values())} | waiting
 
 
 def count(cfg: DictConfig) -> Counts:
@@ -144,6 +150,7 @@ def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
         frozen_bytes=wide(cfg.model.frozen_dtype),
         weight_bytes=wide(cfg.model.dtype),
         gathers=not isinstance(strategy, str),
+        offload=not isinstance(strategy, str) and strategy.offload,
     )
 
 
@@ -173,14 +180,13 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
     return plans
 
 
-INSTEAD = [  # what a user may type, and what it changes
-    ("model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}, 1),
-    ("trainer=fsdp trainer.devices=8", {"trainer": {"strategy": {"replicas": 1}}}, 8),
-    (
-        "trainer=fsdp trainer.devices=8 model.gradient_checkpointing=true",
-        {"trainer": {"strategy": {"replicas": 1}}, "model": {"gradient_checkpointing": True}},
-        8,
-    ),
+CHECKPOINTING = {"model": {"gradient_checkpointing": True}}
+SHARDED, OFFLOADED = ({"trainer": {"strategy": {"replicas": 1, "offload": offload}}} for offload in (False, True))
+INSTEAD = [  # what a user may type, what it changes, on how many times the devices
+    ("model.gradient_checkpointing=true", CHECKPOINTING, 1),
+    ("trainer=fsdp trainer.devices=8", SHARDED, 8),
+    ("trainer=fsdp trainer.devices=8 model.gradient_checkpointing=true", SHARDED | CHECKPOINTING, 8),
+    ("trainer=fsdp trainer.strategy.offload=true model.gradient_checkpointing=true", OFFLOADED | CHECKPOINTING, 1),
 ]
 
 
@@ -195,7 +201,7 @@ def too_large(cfg: DictConfig, gib: float, devices: int = 1) -> str:
     """Why a model does not fit: what would be held, by which rows, and what to type instead."""
     counts = count(cfg)
     rows = planned(cfg, counts, devices)
-    largest = sorted((row for row in rows if row != "sum"), key=rows.get, reverse=True)[:3]
+    largest = sorted((row for row in rows if row not in ("sum", MAIN)), key=rows.get, reverse=True)[:3]
     fitting = []
     for typed, change, more in INSTEAD:
         changed = OmegaConf.create(OmegaConf.to_container(cfg))

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove, store
 
@@ -28,11 +29,15 @@ class Fsdp2(ModelParallelStrategy):
 
     replicas: number of shard groups. 1 shards over all processes; N nodes usually want N (HSDP): parameters are
     sharded inside a group and gradients averaged across groups.
+    offload: parameters, gradients, optimizer and average stay in main memory; the optimizer steps on the CPU, blocks
+    come to the device as they run.
     """
 
-    def __init__(self, replicas: int = 1, **kwargs):
+    def __init__(self, replicas: int = 1, offload: bool = False, **kwargs):
+        if offload and torch.cuda.is_available():  # gradients' norm is summed over processes where they are
+            kwargs.setdefault("process_group_backend", "cpu:gloo,cuda:nccl")
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=True, **kwargs)
-        self.replicas = replicas
+        self.replicas, self.offload = replicas, offload
         self.mesh: DeviceMesh | None = None
         self.background = Background()
 
@@ -50,6 +55,18 @@ class Fsdp2(ModelParallelStrategy):
     def half(self) -> bool:
         """Whether blocks compute in bfloat16."""
         return "bf16" in str(self.precision_plugin.precision)
+
+    @property
+    def home(self) -> torch.device:
+        """Where shards live between their uses."""
+        return torch.device("cpu") if self.offload else self.root_device
+
+    def model_to_device(self) -> None:
+        if not self.offload:
+            return super().model_to_device()
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            if not isinstance(tensor, DTensor):
+                tensor.data = tensor.data.to(self.root_device)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """A folder of shards. Only copying them to the CPU holds up the training."""
@@ -119,17 +136,20 @@ def mesh_of(kind: str, world: int, replicas: int = 1) -> DeviceMesh:
     return init_device_mesh(kind, sizes, mesh_dim_names=names)
 
 
-def shard(backbone: nn.Module, losses: nn.Module, mesh: DeviceMesh, half: bool) -> None:
+def shard(backbone: nn.Module, losses: nn.Module, mesh: DeviceMesh, half: bool, offload: bool = False) -> None:
     """Shard each transformer block, then the rest of the backbone, then what losses own, all on one mesh.
 
     A loss's projector left unsharded beside a sharded backbone would break norm clipping and fused AdamW.
-    Parameters stay float32; blocks compute in bfloat16 with `half`.
+    Parameters stay float32; blocks compute in bfloat16 with `half`, and wait in main memory with `offload`.
     """
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if half else None
-    options = {"mesh": mesh, **({"mp_policy": policy} if policy else {})}
+    options = {"mesh": mesh}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    for loss in losses.children():
+        if any(p.requires_grad for p in loss.parameters()):
+            fully_shard(loss, **options)  # float32: alignment losses run outside of autocast
+    if half:
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in backbone.blocks():
         fully_shard(block, **options)
     fully_shard(backbone, **options)
-    for loss in losses.children():
-        if any(p.requires_grad for p in loss.parameters()):
-            fully_shard(loss, mesh=mesh)  # float32: alignment losses run outside of autocast

@@ -111,8 +111,8 @@ class Denoising(L.LightningModule):
 
                 with torch.device("meta"):
                     self.backbone = self.model.backbone
-                shard(self.backbone, self.losses, strategy.mesh, strategy.half)
-                self.backbone.to_empty(device=strategy.root_device)
+                shard(self.backbone, self.losses, strategy.mesh, strategy.half, strategy.offload)
+                self.backbone.to_empty(device=strategy.home)
                 self.model.materialise(self.backbone)
         if self.ema_decay and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
             for name, p in self.trained():
