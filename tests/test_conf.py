@@ -42,6 +42,23 @@ def test_every_experiment_composes_at_its_scales(experiment, scale):
 
 
 @pytest.mark.parametrize(
+    "experiment, made",
+    {
+        "pretrain_vae": {"vae"},
+        "pretrain_picture_vae": {"vae"},
+        "pretrain_svd_vae": {"vae"},
+        "pretrain_svd": {"unet", "vision"},
+        "pretrain_consisti2v": {"unet", "text"},
+        "pretrain_cogvideox": {"transformer", "text"},
+    }.items(),
+)
+def test_a_recipe_loads_nothing_that_it_makes(experiment, made):
+    """Else "from scratch" would go on from what ships."""
+    weights = resolved(f"+experiment={experiment}")["model"]["weights"]
+    assert weights is None or all(weights[part] is None for part in made)
+
+
+@pytest.mark.parametrize(
     "group", ["conditioning", "dataset", "encoder", "logger", "loss", "metric", "model", "noise", "sampler", "trainer"]
 )
 def test_every_part_file_names_its_class(group):

@@ -59,8 +59,8 @@ class Denoising(L.LightningModule):
         noises_per_clip: int = 1,
     ):
         super().__init__()
-        if noises_per_clip < 1:
-            raise ValueError(f"module.noises_per_clip={noises_per_clip}; type 1 or more")
+        if not isinstance(noises_per_clip, int) or noises_per_clip < 1:
+            raise ValueError(f"module.noises_per_clip={noises_per_clip}; type a whole number of 1 or more")
         if "denoise" not in losses:
             raise ValueError(
                 f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'"
@@ -158,7 +158,8 @@ class Denoising(L.LightningModule):
         if self.noises_per_clip > 1:
             n = self.noises_per_clip
             many = lambda x: x.repeat_interleave(n, 0) if isinstance(x, Tensor) else [i for i in x for _ in range(n)]
-            batch, condition = {name: many(x) for name, x in batch.items()}, condition.repeat(n)
+            batch = {name: many(x) for name, x in batch.items() if name != "video"}  # large, and losses read latents
+            condition = condition.repeat(n)
             draws = [f"{draw}:{i}" for draw in draws for i in range(n)]
         t = self.model.process.draw(keyed_each(draws, self.seed, "t"))
         step = self.step(batch, condition, t.to(self.device), draws)
