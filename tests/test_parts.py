@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,3 +41,56 @@ def test_a_size_that_the_model_cannot_take_is_refused_whatever_the_module_is_cal
 def test_modules_that_run_the_model_on_no_whole_clip_choose_their_own_sizes(tmp_path):
     for experiment in ("pretrain_svd_vae", "pretrain_videomae"):
         check(tmp_path, f"+experiment={experiment}", "video.frames=6")  # an SVD needs 14
+
+
+@pytest.fixture
+def pictures(tmp_path_factory) -> list[Path]:
+    files = [tmp_path_factory.mktemp("pictures") / name for name in ("a.jpg", "b.jpg")]
+    for file in files:
+        Image.new("RGB", (64, 64)).save(file)
+    return files
+
+
+BOTH = "svd_backward"
+
+
+def test_two_pictures_for_a_model_that_is_told_one_are_refused_in_one_line(tmp_path, pictures):
+    a, b = pictures
+    typed = ["stages=[sample]", f"input.frames=[{a},{b}]"]
+    with pytest.raises(ValueError) as error:
+        check(tmp_path, "+experiment=consisti2v", *typed)
+    said = str(error.value)
+    assert "\n" not in said and "frames [0, -1] of 17 would be known" in said  # what was wrong
+    assert "model ConsistI2V can be told [0] only" in said  # what was expected
+    assert said.endswith(f"type input.image={a} input.frame=0, or +experiment={BOTH}, whose clips have both ends known")
+    check(tmp_path, "+experiment=consisti2v", "stages=[sample]", f"input.image={a}", "input.frame=0")
+    check(tmp_path, f"+experiment={BOTH}", *typed)
+    check(tmp_path, "+experiment=finetune_only", *typed)  # any frames
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["+experiment=consisti2v", "sample.frames=[0,8]"], r"model .* told \[0\] only; type 'sample.frames=\[0\]'"),
+        (
+            [f"+experiment={BOTH}", "sampler=image_to_video", "sample.frames=[2]"],
+            r"conditioning EndFrames .* \[0\] or \[0, -1\] only; type '.*=\[0\]' or '.*=\[\[0,-1\]\]'",
+        ),
+        ([f"+experiment={BOTH}", "sample.frames=[0]"], r"DualDirectional .* type 'sample.frames=\[\[0,-1\]\]'"),
+        (["+experiment=inbetween", "sample.frames=[[0,5]]"], r"sampler TimeReversal"),
+        (["+experiment=inbetween", "sampler=flow", "sample.frames=[0]"], r"sampler Flow"),
+        (["+experiment=finetune_only", "sample.frames=[17]"], r"outside the clip of 17 frames"),
+        (
+            ["+experiment=consisti2v", "stages=[fit]", "train.sample_every=9", "sample.frames=[3]"],
+            r"frames \[3\] of 17 would be known",
+        ),
+    ],
+)
+def test_known_frames_that_a_part_cannot_be_told_are_refused_before_anything_is_loaded(tmp_path, typed, said):
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path, *typed)
+
+
+def test_frames_that_nothing_samples_are_not_looked_at(tmp_path):
+    check(tmp_path, "+experiment=consisti2v", "stages=[fit]", "sample.frames=[3]")
+    check(tmp_path, f"+experiment={BOTH}", "sampler=image_to_video", "sample.frames=[0]")  # forward motion alone

@@ -36,11 +36,18 @@ class Run:
 
             check_input(self.cfg)
         if {"cache", "fit", "sample"} & {*self.cfg.stages}:
+            from timelapse.sampling import check_known
+
             sampler, video = build(self.cfg.sampler), self.cfg.video
+            parts = {"sampler": sampler}
             # The module itself is not built yet: its weights are drawn in the stage that needs it. One that asks for a
             # conditioning runs the model on whole clips, of which it tells some frames; others choose their own sizes.
-            if asked(self.cfg.module, ["conditioning"]) and not hasattr(sampler, "pixels"):
+            denoises = asked(self.cfg.module, ["conditioning"])
+            if denoises and not hasattr(sampler, "pixels"):  # else a baseline without a network
                 self.model.latent_shape(video.frames, video.height, video.width)
+                parts |= {"model": self.model, "conditioning": self.conditioning}
+            if denoises:
+                check_known(self.cfg, parts)
         if "evaluate" in self.cfg.stages and rank() == 0:
             build_all(self.cfg.metric)  # a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,46 @@ def check_input(cfg: Any) -> None:
         if cfg.input.image is None:
             raise ValueError("input.camera moves over a picture of your own; give input.image=photo.jpg")
         check_camera(cfg.input.camera, cfg.input.points)
+
+
+def check_known(cfg: Any, parts: dict[str, Any]) -> None:
+    """ValueError where this run would sample clips with known frames that one of its parts cannot be told.
+
+    parts: config group -> part. A part's `told` lists the sets of frames that it can be told, -1 the last; a part
+    without it can be told any.
+    """
+    length = cfg.video.frames
+    for option, frames in asked_frames(cfg):
+        known = given(frames, length)
+        for group, part in parts.items():
+            told = getattr(part, "told", None)
+            if told and not any(torch.equal(known, given(some, length)) for some in told):
+                raise ValueError(
+                    f"{option}: frames {frames} of {length} would be known, but {group} {type(part).__name__} can be "
+                    f"told {' or '.join(map(str, told))} only; type {instead(cfg, option, told)}"
+                )
+
+
+def asked_frames(cfg: Any) -> list[tuple[str, list[int]]]:
+    """(option, known frames) of each kind of clip that a run samples, also while it trains."""
+    listed = lambda frames: [frames] if isinstance(frames, int) else list(frames)
+    validation = [("sample.frames", listed(frames)) for frames in listed(cfg.sample.frames)]
+    asked = validation[:1] if "fit" in cfg.stages and cfg.train.sample_every else []
+    if "sample" not in cfg.stages:
+        return asked
+    if cfg.input.frames is not None:
+        return [*asked, ("input.frames", [0, -1])]
+    return asked + (validation if cfg.input.image is None else [("input.frame", listed(cfg.input.frame))])
+
+
+def instead(cfg: Any, option: str, told: Sequence[list[int]]) -> str:
+    """What to type in the place of known frames that cannot be told."""
+    one = [str(frames).replace(" ", "") if len(frames) > 1 else frames[0] for frames in told]
+    if option == "input.frames":
+        single = [f"input.image={cfg.input.frames[0]} input.frame={some}" for some in one if isinstance(some, int)]
+        return ", or ".join([*single, "+experiment=svd_backward, whose clips have both ends known"])
+    typed = "'sample.frames=[{}]'" if option == "sample.frames" else "'input.frame={}'"
+    return " or ".join(map(typed.format, one))
 
 
 def check_files(name: str, files: list[str]) -> None:

@@ -19,6 +19,8 @@ class EndFrames:
     scratch.
     """
 
+    told = ([0], [0, -1])  # which frames may be known, together
+
     def __init__(self, last: bool = True, noise_augmentation: float = 0.02, dropout: float = 0.0):
         if noise_augmentation < 0 or not 0 <= dropout < 1:
             raise ValueError(

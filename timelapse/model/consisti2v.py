@@ -48,6 +48,7 @@ class ConsistI2V:
     """
 
     keeps_known = True  # a known frame is a frame of the latent clip itself
+    told = ([0],)  # which frames may be known, together
 
     def __init__(
         self,

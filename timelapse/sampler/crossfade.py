@@ -11,6 +11,8 @@ from timelapse.conditioning.end_frames import known_ends
 class Crossfade:
     """Frame k of 0..T-1 is (1 - k / (T-1)) first + k / (T-1) last, in pixels. Needs no model."""
 
+    told = ([0, -1],)  # which frames may be known, together
+
     def pixels(self, video: Tensor, known: Tensor) -> Tensor:
         """(B,T,3,H,W) in [-1,1] of which only the ends, which `known` (B,T) must mark, are read."""
         return torch.stack([fade(*ends) for ends in end_frames(video, known)])

@@ -49,6 +49,7 @@ class DualDirectional:
         self.steps, self.guidance, self.weights = check_steps(steps), tuple(guidance), weights
         self.recurrence, self.recurrence_share, self.progress = recurrence, recurrence_share, progress
         self.start = start
+        self.told = None if weights == "forward" else ([0, -1],)  # which frames may be known, together; None: any
 
     @torch.no_grad()
     def __call__(

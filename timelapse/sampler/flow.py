@@ -20,6 +20,8 @@ class Flow:
     preset: ultrafast, fast or medium. Needs no model.
     """
 
+    told = ([0, -1],)  # which frames may be known, together
+
     def __init__(self, preset: str = "medium"):
         if preset not in PRESETS:
             raise ValueError(f"flow: preset={preset!r}; choose one of {', '.join(PRESETS)}")

@@ -27,6 +27,8 @@ class TimeReversal:
     start: what the noise is turned into before the first step, from `condition.layout`.
     """
 
+    told = ([0, -1],)  # which frames may be known, together
+
     def __init__(
         self,
         steps: int = 50,
