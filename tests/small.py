@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 
 from timelapse.build import frozen
@@ -61,3 +64,13 @@ def small_run(folder: Path, *overrides: str, experiment: str = "finetune_only") 
     run = Run(frozen(cfg), folder)
     run.freeze()
     return run
+
+
+def clipped_step(module: L.LightningModule, batch: dict[str, Any], norm: float) -> float:
+    """Norm of all gradients after one step of a Trainer that clips it to `norm`, in the precision of trainer=gpu."""
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", precision="bf16-mixed", gradient_clip_val=norm, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader([batch], batch_size=None))
+    return float(torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm())

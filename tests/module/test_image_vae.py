@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
 from timelapse.module.image_vae import ImageVae, standardise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import clipped_step  # noqa: E402
 
 
 def vae() -> AutoencoderKL:
@@ -102,3 +108,14 @@ def test_the_recipe_builds_with_its_own_numbers(tmp_path):
         cfg = compose("config", ["+experiment=pretrain_picture_vae", "module.features=null"])
     module = Run(frozen(cfg), tmp_path).module
     assert module.noise == 0.05 and module.vae.config.latent_channels == 16
+
+
+def test_gradients_are_clipped_in_mixed_precision():
+    module = ImageVae(Model, name="x", crop=8, steps=30, frames=2)
+    batch = {"video": torch.rand(1, 3, 3, 8, 8) * 2 - 1, "key": ["a"], "draw": [0]}
+    assert clipped_step(module, batch, 1e-3) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_optimizer_that_does_not_exist_is_refused_at_once():
+    with pytest.raises(ValueError, match="did you mean muon"):
+        ImageVae(Model, name="x", steps=1, optimizer="mouon")

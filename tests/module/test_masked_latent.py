@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -8,6 +11,9 @@ from timelapse.encoder.grid import imagenet_pixels
 from timelapse.encoder.vjepa import shipped
 from timelapse.module.masked_latent import MaskedLatent, clip_variance, encode, vicreg, warm_cosine
 from timelapse.module.masking import BlockMask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import clipped_step  # noqa: E402
 
 
 def build(steps=10, **kwargs):
@@ -167,3 +173,7 @@ def test_what_ships_is_the_slow_encoder_and_opens_as_an_encoder(tmp_path, monkey
     torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)  # half precision on disk
     with pytest.raises(ValueError, match="encoder.width"):
         shipped("small", 25, "small")
+
+
+def test_gradients_are_clipped_in_mixed_precision():
+    assert clipped_step(build(), clips(), 1e-3) == pytest.approx(1e-3, rel=1e-3)

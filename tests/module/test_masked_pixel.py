@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
@@ -7,6 +10,9 @@ from timelapse.encoder.grid import imagenet_pixels
 from timelapse.encoder.videomae import shipped
 from timelapse.module.masked_pixel import MaskedPixel
 from timelapse.module.masking import TubeMask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import clipped_step  # noqa: E402
 
 
 def build(frames=8):
@@ -79,3 +85,16 @@ def test_views_are_masks_of_the_same_clip(monkeypatch):
     pixels, hidden = seen["pixels"], seen["bool_masked_pos"]
     assert torch.equal(pixels[0], pixels[2]) and not torch.equal(pixels[2], pixels[3])
     assert len({tuple(row.tolist()) for row in hidden}) == 6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradients_are_clipped_in_mixed_precision(optimizer):
+    module = build()
+    module.optimizer = optimizer
+    batch = {"video": torch.rand(2, 9, 3, 32, 32) * 2 - 1, "key": ["a", "b"]}
+    assert clipped_step(module, batch, 1e-3) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_an_optimizer_that_does_not_exist_is_refused_at_once():
+    with pytest.raises(ValueError, match="did you mean muon"):
+        MaskedPixel(build().network, TubeMask(0.75), 10, 1e-3, 2, optimizer="mouon")

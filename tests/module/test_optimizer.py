@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from timelapse.module.optimizer import Muon, optimizer_of, orthogonal
+from timelapse.module.optimizer import Muon, check_kind, matrices_of, optimizer_of, orthogonal
 
 
 class Net(nn.Module):
@@ -47,7 +48,7 @@ def test_orthogonal_keeps_singular_vectors_and_brings_values_near_one(shape):
 
 def test_parameters_outside_of_blocks_and_vectors_step_as_adamw_does():
     a, b = Net(), Net()
-    muon = Muon(a.named_parameters(), lr=1e-2)
+    muon = Muon([a], lr=1e-2)
     adamw = torch.optim.AdamW(b.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0)
     for net, optimizer in ((a, muon), (b, adamw)):
         train(net, optimizer, range(1))
@@ -59,7 +60,7 @@ def test_parameters_outside_of_blocks_and_vectors_step_as_adamw_does():
 def test_a_matrix_step_has_the_root_mean_square_of_adamw():
     net = Net()
     before = net.blocks[0].weight.detach().clone()
-    train(net, Muon(net.named_parameters(), lr=1e-2), range(1))
+    train(net, Muon([net], lr=1e-2), range(1))
     step = (net.blocks[0].weight - before) / 1e-2
     values = torch.linalg.svdvals(step) / (0.2 * 8**0.5)
     assert values.max() < 1.3 and step.square().mean().sqrt() < 0.25
@@ -67,25 +68,98 @@ def test_a_matrix_step_has_the_root_mean_square_of_adamw():
 
 def test_resumes_exactly():
     whole = Net()
-    losses = train(whole, Muon(whole.named_parameters(), lr=1e-2, weight_decay=0.1), range(6))
+    losses = train(whole, Muon([whole], lr=1e-2, weight_decay=0.1), range(6))
     part = Net()
-    first = Muon(part.named_parameters(), lr=1e-2, weight_decay=0.1)
+    first = Muon([part], lr=1e-2, weight_decay=0.1)
     begun = train(part, first, range(3))
     again, saved = deepcopy(part), deepcopy(first.state_dict())
-    second = Muon(again.named_parameters(), lr=1e-2, weight_decay=0.1)
+    second = Muon([again], lr=1e-2, weight_decay=0.1)
     second.load_state_dict(saved)
     assert begun + train(again, second, range(3, 6)) == losses
 
 
 def test_a_schedule_reaches_both_kinds():
     net = Net()
-    optimizer = Muon(net.named_parameters(), lr=1e-2)
+    optimizer = Muon([net], lr=1e-2)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     before = deepcopy(net.state_dict())
     train(net, optimizer, range(2))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_unknown_kind():
-    with pytest.raises(ValueError, match="adamw8bit, muon"):
-        optimizer_of("adam", [], 1e-3)
+@pytest.mark.parametrize("older", [False, True])
+def test_the_step_of_what_adamw_steps_goes_where_its_fused_kernel_reads_it(older):
+    """torch moves `step` to the parameters' device by the loaded group's `fused`; older runs saved none."""
+    net = Net()
+    optimizer = Muon([net], lr=1e-2)
+    train(net, optimizer, range(2))
+    again, saved = deepcopy(net), deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"] if older else []:
+        [group.pop(key) for key in group.keys() - {"params", "lr", "betas", "eps", "weight_decay", "matrix"}]
+    elsewhere = Muon([Net().to("meta")], lr=1e-2)  # meta stands for a GPU
+    elsewhere.load_state_dict(saved)
+    assert {x.device.type for values in elsewhere.state.values() for x in values.values()} == {"meta"}
+    second = Muon([again], lr=1e-2)
+    second.load_state_dict(saved)
+    assert train(again, second, range(2, 4)) == train(net, optimizer, range(2, 4))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_decay_pulls_at_matrices_and_at_no_norm_or_bias(kind):
+    net = Net()
+    net.norm = nn.LayerNorm(8)
+    before = deepcopy(net.state_dict())
+    optimizer = optimizer_of(kind, [net], 0.1, weight_decay=0.5)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (1 if p.ndim < 2 else 1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_checkpoint_whose_parameters_are_grouped_otherwise_is_refused_in_one_line(kind):
+    net = Net()
+    older, now = optimizer_of(kind, [net], 0.1), optimizer_of(kind, [net], 0.1, weight_decay=0.5)
+    with pytest.raises(ValueError, match="older version") as said:
+        now.load_state_dict(older.state_dict())
+    assert "\n" not in str(said.value)
+    now.load_state_dict(deepcopy(now.state_dict()))
+
+
+def test_parts_without_vectors_or_without_matrices_are_trained_too():
+    for part in (nn.Linear(3, 3, bias=False), nn.LayerNorm(3)):
+        for kind in ("adamw", "muon"):
+            before = deepcopy(part.state_dict())
+            optimizer = optimizer_of(kind, [part], 0.1, weight_decay=0.5)
+            part(torch.randn(2, 3)).square().sum().backward()
+            optimizer.step()
+            assert not torch.equal(part.weight, before["weight"])
+
+
+def test_embedding_tables_inside_of_blocks_are_no_matrices():
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=11, d_model=8, d_kv=4, d_ff=16, num_heads=2, num_layers=2)
+    with torch.device("meta"):
+        text = T5EncoderModel(config)
+    named = {p: name for name, p in text.named_parameters()}
+    found = {named[p] for p in matrices_of([text])}
+    assert "encoder.block.0.layer.0.SelfAttention.q.weight" in found and len(found) == 2 * 6
+    assert not [name for name in found if "bias" in name or "embed" in name or "shared" in name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("mouon", "module.optimizer=mouon.*did you mean muon"),
+        ("adamw8bit", "pip install torchao"),
+        ("muon", "type trainer=ddp or module.optimizer=adamw"),
+    ],
+)
+def test_what_cannot_work_is_said_with_what_to_type(kind, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=said):
+        check_kind(kind, sharded=True)
+    check_kind("adamw", sharded=True)
+    check_kind("muon")

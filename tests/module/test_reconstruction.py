@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,9 @@ from omegaconf import OmegaConf
 
 from timelapse import assets
 from timelapse.module.reconstruction import Reconstruction, cut, drawn, fix_posterior, single_frame, standardise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import clipped_step  # noqa: E402
 
 STAGES = [
     {"steps": 10, "frames": 1, "batch": 2, "crop": 16, "rate": [1e-3, 1e-3], "noise": 0.02},
@@ -136,6 +140,7 @@ def test_judged_frames_are_marked_and_each_comes_before_any_comes_twice():
     some = drawn(known, 7, generators(1)[0]).tolist()
     assert sorted(some[:3]) == sorted(some[3:6]) == [1, 3, 4] and len(some) == 7
 
+
 def test_lengths_that_the_chunks_do_not_allow_are_refused(module):
     with pytest.raises(ValueError, match="frames=5"):
         Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), stages=[{**STAGES[0], "frames": 5}])
@@ -156,3 +161,7 @@ def test_the_tiny_models_numbers_are_those_of_the_shipped_weights():
     vae = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/model/cogvideox_tiny.yaml").vae)
     _, card = assets.load("cogvideox_tiny_vae")
     assert vae == {k: card["config"][k] for k in vae}
+
+
+def test_gradients_are_clipped_in_mixed_precision(module):
+    assert clipped_step(module, batch(), 1e-3) == pytest.approx(1e-3, rel=1e-3)

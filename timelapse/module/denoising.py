@@ -12,13 +12,13 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from timelapse.module.optimizer import optimizer_of
+from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each, randn
 from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
 
 
-class Denoising(L.LightningModule):
+class Denoising(NormClipping, L.LightningModule):
     """Trains `model.backbone` and whatever the losses own.
 
     model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
@@ -59,6 +59,7 @@ class Denoising(L.LightningModule):
         noises_per_clip: int = 1,
     ):
         super().__init__()
+        check_kind(optimizer)
         if not isinstance(noises_per_clip, int) or noises_per_clip < 1:
             raise ValueError(f"module.noises_per_clip={noises_per_clip}; type a whole number of 1 or more")
         if "denoise" not in losses:
@@ -127,22 +128,9 @@ class Denoising(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         parts = (self.backbone, self.losses, *([self.text] if self.train_text else []))
-        named = [pair for part in parts for pair in part.named_parameters()]
-        optimizer = optimizer_of(self.optimizer, named, self.learning_rate, self.weight_decay, self.betas)
+        optimizer = optimizer_of(self.optimizer, parts, self.learning_rate, self.weight_decay, self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """By the norm of all gradients. Lightning's own refuses fused optimizers in mixed precision of any kind."""
-        if gradient_clip_val and str(self.trainer.precision).startswith("16"):
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision}: clipping would see scaled gradients; type bf16-mixed"
-            )
-        if gradient_clip_val:
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step, in [0, 1]."""

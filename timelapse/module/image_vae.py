@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from timelapse import assets
 from timelapse.loss.reconstruction import chroma_error, gradient_error, perceptual_error, pixel_error, psnr
-from timelapse.module.optimizer import optimizer_of
+from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.module.reconstruction import cut, drawn, numbers_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
 
-class ImageVae(L.LightningModule):
+class ImageVae(NormClipping, L.LightningModule):
     """Trains `model.codec.vae` to give back pictures, on the posterior's means with noise of fixed deviation.
 
     A unit-variance posterior at the start would drown the means. The posterior is shipped with that deviation, and
@@ -55,6 +55,7 @@ class ImageVae(L.LightningModule):
     ):
         """name: of the shipped weight."""
         super().__init__()
+        check_kind(optimizer)
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.vae: AutoencoderKL | AutoencoderKLTemporalDecoder = model.codec.vae.requires_grad_(True)
         self.temporal = "num_frames" in signature(self.vae.decode).parameters
@@ -80,7 +81,7 @@ class ImageVae(L.LightningModule):
         return up * (last + (first - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = optimizer_of(self.optimizer, self.vae.named_parameters(), rate=1.0)
+        optimizer = optimizer_of(self.optimizer, [self.vae], rate=1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -118,7 +119,8 @@ class ImageVae(L.LightningModule):
         if self._frozen["features"] is not None and self.perceptual_weight:
             losses["perceptual"] = perceptual_error(self._frozen["features"], made, video).mean()
             total = total + self.perceptual_weight * losses["perceptual"]
-        now = torch.stack([z.mean((0, 1, 3, 4)), z.square().mean((0, 1, 3, 4))]).detach()
+        exact = z.detach().float()  # autocast leaves it in 16 bits
+        now = torch.stack([exact.mean((0, 1, 3, 4)), exact.square().mean((0, 1, 3, 4))])
         self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), batch_size=len(video))

@@ -17,11 +17,12 @@ from timelapse import assets
 from timelapse.encoder.grid import imagenet_pixels
 from timelapse.encoder.probe import effective_rank
 from timelapse.module.masking import BlockMask, split
+from timelapse.module.optimizer import NormClipping, optimizer_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
 
-class MaskedLatent(L.LightningModule):
+class MaskedLatent(NormClipping, L.LightningModule):
     """From the shown tokens of a clip, predict what a slow copy of the encoder says of the hidden ones.
 
     Loss: L1 between the prediction and the layer-normed target. No gradient reaches the target, whose weights
@@ -146,11 +147,7 @@ class MaskedLatent(L.LightningModule):
     # -- optimizer and the slow encoder --------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
-        decayed, plain = [], []
-        for p in self.network.parameters():
-            (decayed if p.ndim > 1 else plain).append(p)  # biases and norms are not pulled to zero
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = optimizer_of("adamw", [self.network], self.learning_rate, self.weight_decay, (0.9, 0.999))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_cosine(step % self.cycle, self.warmup, self.cycle)
         )

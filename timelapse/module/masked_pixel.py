@@ -14,12 +14,12 @@ from timelapse import assets
 from timelapse.encoder.grid import imagenet_pixels
 from timelapse.module.masked_latent import warm_cosine
 from timelapse.module.masking import TubeMask
-from timelapse.module.optimizer import optimizer_of
+from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
 
-class MaskedPixel(L.LightningModule):
+class MaskedPixel(NormClipping, L.LightningModule):
     """From the shown tubes of a clip, predict the pixels of the hidden ones.
 
     Loss: transformers' own, mean squared error on pixels normalised within each tubelet patch and colour
@@ -44,6 +44,7 @@ class MaskedPixel(L.LightningModule):
         optimizer: its kind (timelapse.module.optimizer).
         """
         super().__init__()
+        check_kind(optimizer)
         self.views, self.optimizer = views, optimizer
         self.network, self.mask, self.steps, self.seed = network, mask, steps, seed
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
@@ -76,8 +77,7 @@ class MaskedPixel(L.LightningModule):
         return self.network(pixels, bool_masked_pos=hidden).loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        named = self.network.named_parameters()
-        optimizer = optimizer_of(self.optimizer, named, self.learning_rate, self.weight_decay, (0.9, 0.95))
+        optimizer = optimizer_of(self.optimizer, [self.network], self.learning_rate, self.weight_decay, (0.9, 0.95))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, self.warmup, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

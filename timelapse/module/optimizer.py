@@ -4,40 +4,106 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from timelapse.errors import choice
 
 KINDS = ("adamw", "adamw8bit", "muon")
 
 
+def check_kind(kind: str, sharded: bool = False) -> None:
+    """ValueError where there is no such optimizer, its package is missing, or it cannot work on shards."""
+    if kind not in KINDS:
+        raise ValueError(f"module.optimizer={kind}: there is no such optimizer; {choice(kind, KINDS)}")
+    if kind == "adamw8bit" and find_spec("torchao") is None:
+        raise ValueError("module.optimizer=adamw8bit needs torchao; pip install torchao")
+    if kind == "muon" and sharded:
+        raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or module.optimizer=adamw")
+
+
 def optimizer_of(
     kind: str,
-    parameters: Iterable[tuple[str, nn.Parameter]],
+    parts: Iterable[nn.Module],
     rate: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.99),
 ) -> torch.optim.Optimizer:
-    """The optimizer of those (name, parameter) that are trained.
+    """The optimizer of those parameters of `parts` that are trained.
 
     kind: "adamw" (one fused kernel for all parameters); "adamw8bit": torchao's, which keeps both moments in 8 bits with
     a scale for each block of 256 (Dettmers et al. 2022, arXiv:2110.02861), needs the package torchao and a compiler,
     and works on shards of FSDP2; or "muon": `Muon`, which needs whole matrices.
     """
-    named = [(name, p) for name, p in parameters if p.requires_grad]
-    options: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay, "betas": tuple(betas)}
-    if kind == "adamw":
-        return torch.optim.AdamW([p for _, p in named], fused=True, **options)
+    parts = list(parts)
+    parameters = trained(parts)
+    check_kind(kind, sharded=any(isinstance(p, DTensor) for p in parameters))
+    options: dict[str, Any] = {"lr": rate, "betas": tuple(betas)}
     if kind == "muon":
-        return Muon(named, **options)
-    if kind != "adamw8bit":
-        raise ValueError(f"module.optimizer is {kind}; expected one of {', '.join(KINDS)}")
-    try:
+        optimizer = Muon(parts, weight_decay=weight_decay, **options)
+    elif kind == "adamw":
+        optimizer = torch.optim.AdamW(grouped(parameters, weight_decay), fused=True, **options)
+    else:
         from torchao.optim import AdamW8bit
-    except ImportError:
-        raise ValueError("module.optimizer=adamw8bit needs torchao; pip install torchao") from None
-    return AdamW8bit([p for _, p in named], **options)
+
+        optimizer = AdamW8bit(grouped(parameters, weight_decay), **options)
+    optimizer.register_load_state_dict_pre_hook(check_groups)
+    return optimizer
+
+
+def trained(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [p for part in parts for p in part.parameters() if p.requires_grad]
+
+
+def grouped(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: norms and biases (fewer than two dimensions) are not pulled to zero."""
+    free = [p for p in parameters if weight_decay and p.ndim < 2]
+    pulled = [p for p in parameters if not weight_decay or p.ndim >= 2]
+    groups = ({"params": pulled, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def check_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """ValueError where a checkpoint groups parameters otherwise: states would go to others than their own."""
+    saved, own = ([len(g["params"]) for g in groups] for groups in (state["param_groups"], optimizer.param_groups))
+    if saved != own:
+        raise ValueError(
+            f"the checkpoint's optimizer has groups of {saved} parameters, this one {own}: an older version wrote it "
+            f"(norms and biases decay no more); go on with that version, or give the run another name"
+        )
+
+
+def matrices_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """What Muon steps: trained matrices and convolutions inside of blocks. T5 has an embedding table in its first."""
+    found = []
+    for part in parts:
+        tables = {module.weight for module in part.modules() if isinstance(module, nn.Embedding)}
+        for name, p in part.named_parameters():
+            if p.requires_grad and p.ndim >= 2 and ("block" in name or "layer" in name) and p not in tables:
+                found.append(p)
+    return found
+
+
+class NormClipping:
+    """Of a LightningModule: gradients are clipped by the norm of them all.
+
+    Lightning's own clipping refuses fused optimizers in mixed precision of any kind.
+    """
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val and str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: clipping would see scaled gradients; type bf16-mixed"
+            )
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
 
 class Muon(torch.optim.Optimizer):
@@ -52,26 +118,27 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        named: Iterable[tuple[str, nn.Parameter]],
+        parts: Iterable[nn.Module],
         lr: float,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.99),
         momentum: float = 0.95,
         iterations: int = 5,
     ):
-        matrices, rest = [], []
-        for name, p in named:
-            inside = "block" in name or "layer" in name
-            (matrices if p.ndim >= 2 and inside else rest).append(p)
-        for p in matrices:
-            if hasattr(p, "device_mesh"):
-                raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or =adamw")
-        options = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas), "eps": 1e-8}
+        parts = list(parts)
+        matrices = {p: None for p in matrices_of(parts)}  # in their order
+        rest = grouped([p for p in trained(parts) if p not in matrices], weight_decay)
+        adamw = torch.optim.AdamW([{"params": []}], lr=lr, weight_decay=weight_decay, betas=tuple(betas), fused=True)
         super().__init__(
-            [{"params": matrices, "matrix": True}, {"params": rest, "matrix": False}],
-            {**options, "momentum": momentum, "iterations": iterations},
+            [{"params": [*matrices], "matrix": True}, *({**group, "matrix": False} for group in rest)],
+            {**adamw.defaults, "momentum": momentum, "iterations": iterations},
         )
-        self._adamw = torch.optim.AdamW([{**options, "params": rest}], fused=True)
+        self._adamw = adamw
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch moves the `step` of a group to the device if that group is `fused`; older runs did not say so."""
+        groups = [{**self.defaults, **group} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -83,10 +150,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["matrix"]:
                 self._step_matrices(group)
-            else:
-                self._adamw.state = self.state  # loading a state replaces it
-                self._adamw.param_groups[0].update({k: group[k] for k in ("params", "lr", "weight_decay", "betas")})
-                self._adamw.step()
+        self._adamw.state = self.state  # loading a state replaces both
+        self._adamw.param_groups = [group for group in self.param_groups if not group["matrix"]]
+        self._adamw.step()
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
