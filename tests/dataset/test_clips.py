@@ -50,6 +50,23 @@ def test_photographs_are_chosen_by_capture_time(tmp_path, make_photo, number_of)
     assert clips.summary()["intervals"] == {"16.7 min": 1}
 
 
+def test_a_source_is_shown_in_the_bucket_that_crops_it_least_and_then_as_long_as_it_can_be(tmp_path, make_video):
+    make_video(tmp_path / "v" / "wide.mp4", frames=30, width=64, height=32)
+    make_video(tmp_path / "v" / "tall.mp4", frames=30, width=32, height=64)
+    make_video(tmp_path / "v" / "short_tall.mp4", frames=8, width=32, height=64)
+    make_video(tmp_path / "v" / "square.mp4", frames=30, width=32, height=32)
+    buckets = [[5, 16, 32], [9, 16, 32], [9, 32, 16], [5, 32, 16], [9, 64, 64], [9, 24, 24]]
+    clips = Clips(tmp_path / "v", split="all", buckets=buckets, fractions=[1.0], windows=1)
+    shown = {clip.source.caption: clip.shape for clip in clips.clips}
+    assert shown == {
+        "wide": (9, 16, 32), "tall": (9, 32, 16), "short tall": (5, 32, 16), "square": (9, 24, 24),  # not enlarged
+    }  # fmt: skip
+    assert [tuple(clips[i]["video"].shape) for i in range(4)] == [(t, 3, h, w) for t, h, w in clips.shapes]
+    assert clips.shapes == sorted(clips.shapes, key=lambda shape: buckets.index(list(shape)))
+    with pytest.raises(ValueError, match="each is \\[frames, height, width\\]"):
+        Clips(tmp_path / "v", buckets=[[5, 16]])
+
+
 def test_a_gap_rejects_the_windows_over_it(tmp_path, make_photo, number_of):
     seconds = [*range(0, 600, 100), *range(2000, 2600, 100)]
     clips = Clips(

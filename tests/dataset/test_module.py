@@ -49,6 +49,44 @@ def test_draws_name_the_place_in_the_stream():
     assert collate([Stream(Numbers(), 0)[n] for n in (12, 13)])["draw"] == [12, 13]
 
 
+class Shaped(Numbers):
+    """Six clips of one shape, three of another, one of a third."""
+
+    shapes = [(5, 8, 8)] * 6 + [(5, 8, 12)] * 3 + [(9, 8, 8)]
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "shape": self.shapes[i]}
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_a_global_batch_has_one_shape_and_every_clip_of_a_shape_comes_before_any_comes_again(group):
+    stream = Stream(Shaped(), seed=0, group=group)
+    items = [stream[n] for n in range(60 * group)]
+    assert all(len({item["shape"] for item in items[i : i + group]}) == 1 for i in range(0, len(items), group))
+    for shape in set(Shaped.shapes):
+        seen, members = [item["key"] for item in items if item["shape"] == shape], Shaped.shapes.count(shape)
+        for i in range(0, len(seen) - members, members):
+            assert len(set(seen[i : i + members])) == members
+    turns = [items[i]["shape"] for i in range(0, len(items), group)]
+    epoch = sum(-(-Shaped.shapes.count(shape) // group) for shape in set(Shaped.shapes))
+    assert all(set(turns[i : i + epoch]) == set(Shaped.shapes) for i in range(0, len(turns) - epoch, epoch))
+
+
+def test_shapes_too_are_the_same_on_any_number_of_processes_and_after_a_resume():
+    alone = clips_of(Clips(Shaped(), Shaped(), batch_size=4, seed=1), 8)
+    two = Clips(Shaped(), Shaped(), batch_size=2, seed=1)
+    ranks = [clips_of(two, 5, step=3, rank=r, world=2) for r in range(2)]
+    assert [sum(parts, []) for parts in zip(*ranks)] == alone[3:]
+
+
+def test_validation_batches_have_one_shape():
+    data, dataset = Clips(Shaped(), Shaped(), batch_size=4), Shaped()
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)
+    batches = [[int(key.split("-")[1]) for key in batch["key"]] for batch in data.val_dataloader()]
+    assert batches == [[0, 1, 2, 3], [4, 5], [6, 7, 8], [9]]
+    assert all(len({dataset.shapes[i] for i in batch}) == 1 for batch in batches)
+
+
 def test_every_rank_validates_the_same_number_of_batches_and_no_clip_is_left_out():
     data, seen, lengths = Clips(Numbers(), Numbers(), batch_size=2), [], []
     for rank in range(3):

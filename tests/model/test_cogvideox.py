@@ -145,6 +145,19 @@ def test_random_weights_depend_on_the_seed_alone(small_cogvideox):
     assert not torch.equal(first["transformer.proj_out.weight"], other["transformer.proj_out.weight"])
 
 
+def test_a_shape_that_the_networks_cannot_take_is_refused_before_anything_is_encoded(small_cogvideox):
+    fixed = small_cogvideox()
+    assert fixed.latent_shape(17, 32, 32) == (5, 4, 8, 8)
+    for shape in ((21, 32, 32), (17, 48, 32)):
+        with pytest.raises(ValueError, match="learned positions are for 17 x 32 x 32"):
+            fixed.latent_shape(*shape)
+    free = small_cogvideox(transformer={"use_learned_positional_embeddings": False})
+    assert free.latent_shape(21, 48, 32) == (6, 4, 12, 8)
+    for shape in ((20, 32, 32), (17, 36, 32)):
+        with pytest.raises(ValueError, match="1 \\+ 4 n frames of multiples of 8 pixels"):
+            free.latent_shape(*shape)
+
+
 def test_wrong_inputs_are_explained(model):
     zt, t, condition = inputs()
     cut = lambda x: Condition(latent=x, known=condition.known, tokens=condition.tokens)

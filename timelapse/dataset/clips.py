@@ -29,10 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clip:
-    """One window of one source. `frames` count from the start of the file or folder."""
+    """One window of one source, shown as `shape` (frames, height, width). `frames` count from the start of the file or
+    folder."""
 
     source: Source
     window: Window
+    shape: tuple[int, int, int]
 
     @property
     def frames(self) -> list[int]:
@@ -54,6 +56,8 @@ class Clips(Dataset):
     spans. intervals: of photographs, in seconds; None: from the fractions and the same hour of each day.
     windows: most clips of one source at one interval (the paper's count is 1); they may overlap.
     val_share: of sources (or, of one source, its time) held out; 0: train on everything and validate on the same.
+    buckets: several (frames, height, width) instead of one: a source is shown in that which crops it least, of those
+    which enlarges it least, of those which is largest. `shapes` says which, clip by clip.
     fit: crop or pad. caption: for footage without one. captions: CSV of captions for the files under root.
     photo_interval: seconds between photographs whose time nothing tells. check: full, probe or none (`video.probe`).
     index: file that remembers the check; None: under ~/.cache/timelapse.
@@ -73,6 +77,7 @@ class Clips(Dataset):
         intervals: Sequence[float] | None = None,
         windows: int = 4,
         val_share: float = 0.1,
+        buckets: Sequence[Sequence[int]] | None = None,
         fit: str = "crop",
         caption: str | None = None,
         captions: str | Path | None = None,
@@ -80,6 +85,10 @@ class Clips(Dataset):
         check: str = "full",
         index: str | Path | None = None,
     ):
+        shapes = [tuple(shape) for shape in buckets or [(frames, height, width)]]
+        if any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
+            raise ValueError(f"dataset.buckets={shapes}: each is [frames, height, width], e.g. [[17,64,96],[9,96,64]]")
+        frames = min(shape[0] for shape in shapes)
         if frames < 2 or windows < 1 or not 0 <= val_share < 1 or fit not in ("crop", "pad"):
             raise ValueError(
                 f"frames={frames}, windows={windows}, val_share={val_share}, fit={fit}: expected frames of 2 or more, "
@@ -89,7 +98,7 @@ class Clips(Dataset):
             raise ValueError(f"{bad[0]}: fractions lie in (0,1], strides are 1 or more")
         if bad := [x for x in [*(intervals or []), photo_interval or 1] if x <= 0]:
             raise ValueError(f"{bad[0]}: intervals and photo_interval are seconds above 0, e.g. 86400 for a day")
-        self.root, self.split, self.count, self.size, self.fit = str(root), split, frames, (height, width), fit
+        self.root, self.split, self.buckets, self.fit = str(root), split, shapes, fit
         self._fractions, self._strides, self._intervals, self._most = fractions, strides, intervals, windows
 
         base, rows, skipped = find_footage(root, captions)
@@ -115,7 +124,8 @@ class Clips(Dataset):
                     else "no source is in that split; train and val are drawn, others come from a manifest"
                 )
             )
-        self.keys = [clip.key for clip in self.clips]
+        self.clips.sort(key=lambda clip: shapes.index(clip.shape))  # neighbours of one shape make a batch
+        self.keys, self.shapes = [clip.key for clip in self.clips], [clip.shape for clip in self.clips]
         if twice := [key for key, n in Counter(self.keys).items() if n > 1]:
             raise ValueError(f"two clips would be called {twice[0]}; give the rows of the manifest distinct ids")
         log.info(
@@ -129,8 +139,8 @@ class Clips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        clip, (height, width) = self.clips[i], self.size
-        source = clip.source
+        clip = self.clips[i]
+        source, (_, height, width) = clip.source, clip.shape
         if source.video is None:
             files = [source.files[n] for n in clip.frames]
             unchanged(files, [source.stamps[n] for n in clip.frames])
@@ -150,13 +160,13 @@ class Clips(Dataset):
 
     def fingerprint(self) -> str:
         """Digest of the clips and of the files behind them; changes when a file does, not when the root moves."""
-        said = [(c.key, c.frames, c.source.caption, c.source.stamps) for c in self.clips]
-        return hashlib.blake2b(json.dumps([said, self.size, self.fit]).encode(), digest_size=8).hexdigest()
+        said = [(c.key, c.frames, c.shape, c.source.caption, c.source.stamps) for c in self.clips]
+        return hashlib.blake2b(json.dumps([said, self.fit]).encode(), digest_size=8).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """Counts for the log and the report."""
         used = {clip.source.id: clip.source for clip in self.clips}
-        kept = [kept_area(source, *self.size) for source in used.values()] if self.fit == "crop" else [1.0]
+        kept = [kept_area(c.source, *c.shape[1:]) for c in self.clips] if self.fit == "crop" else [1.0]
         return {
             "root": self.root,
             "split": self.split,
@@ -164,6 +174,7 @@ class Clips(Dataset):
             "videos": sum(source.video is not None for source in used.values()),
             "photo_folders": sum(source.video is None for source in used.values()),
             "held_out_by": self.held_out_by,
+            "shapes": {"x".join(map(str, shape)): n for shape, n in Counter(self.shapes).items()},
             "intervals": dict(Counter(duration(clip.window.interval) for clip in self.clips)),
             "windows_rejected": self.windows_rejected,  # some instant has no photograph near enough
             "least_area_kept": round(min(kept), 3),
@@ -173,17 +184,21 @@ class Clips(Dataset):
     def _windows(self, source: Source) -> tuple[list[Clip], int]:
         """Clips of a source, and how many starts were rejected because some instant has no photograph near enough."""
         times, rejected = source.times, 0
-        if len(times) < self.count:
-            return [], 0
-        if source.video is not None and is_even(times):
-            made = video_windows(times, self.count, self._fractions, self._strides, self._most)
-        else:
-            intervals = source.video is None and self._intervals or photo_intervals(times, self.count, self._fractions)
-            made, rejected = photo_windows(times, self.count, intervals, self._most)
-        return [Clip(source, window) for window in made], rejected
+        for shape in sorted(self.buckets, key=lambda shape: misfit(source, *shape)):
+            count = shape[0]
+            if len(times) < count:
+                continue
+            if source.video is not None and is_even(times):
+                made = video_windows(times, count, self._fractions, self._strides, self._most)
+            else:
+                intervals = source.video is None and self._intervals or photo_intervals(times, count, self._fractions)
+                made, rejected = photo_windows(times, count, intervals, self._most)
+            if made:
+                return [Clip(source, window, shape) for window in made], rejected
+        return [], rejected
 
     def _why_none(self, source: Source) -> str:
-        count, times = self.count, source.times
+        count, times = min(shape[0] for shape in self.buckets), source.times
         if len(times) < count:
             return f"too short: {len(times)} frames, a clip needs {count}"
         if source.video is not None and is_even(times):
@@ -207,6 +222,12 @@ def kept_area(source: Source, height: int, width: int) -> float:
     pixel_aspect = source.video.pixel_aspect if source.video else 1.0
     _, _, w, h = crop_box(*source.size, width, height, pixel_aspect)
     return w * h / (source.size[0] * source.size[1])
+
+
+def misfit(source: Source, frames: int, height: int, width: int) -> tuple[float, float, int]:
+    """Orders the shapes that a source could be shown in, best first."""
+    enlarged = max(height / source.size[1], width / source.size[0])
+    return -round(kept_area(source, height, width), 2), max(1.0, enlarged), -frames * height * width
 
 
 def unchanged(files: Sequence[Path], stamps: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 The stream is a pure function: draw n is clip `permutation(seed, n // len)[n % len]`. Its state is therefore one
 number, how many draws were consumed, and that follows from the trainer's step: resume is exact, on any number of
-processes.
+processes. Clips of several shapes (`dataset.shapes`) make a stream each, and global batches take turns among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import lightning as L
@@ -21,21 +22,42 @@ from timelapse.types import Batch
 
 
 class Stream(Dataset):
-    """Endless shuffled view of a dataset; item n carries `draw` = n, which keys all its randomness."""
+    """Endless shuffled view of a dataset; item n carries `draw` = n, which keys all its randomness.
 
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-        self._permutation = lru_cache(maxsize=2)(self._permute)
+    group: draws that go into one global batch, all of one shape. In an epoch each shape has as many turns, in shuffled
+    order, as it needs to show its clips once; what its last turn has too many, the next epoch has less.
+    """
 
-    def _permute(self, epoch: int) -> list[int]:
-        return torch.randperm(len(self.dataset), generator=keyed(self.seed, "shuffle", epoch)).tolist()
+    def __init__(self, dataset: Dataset, seed: int, group: int = 1):
+        self.dataset, self.seed, self.group = dataset, seed, group
+        shapes = shapes_of(dataset) or [None] * len(dataset)
+        self.buckets = [[i for i, s in enumerate(shapes) if s == shape] for shape in dict.fromkeys(shapes)]
+        self._permutation = lru_cache(maxsize=2 * len(self.buckets))(self._permute)
+        self._turns = lru_cache(maxsize=2)(self._deal)
+
+    def _permute(self, bucket: int, epoch: int) -> list[int]:
+        members = self.buckets[bucket]
+        return [members[i] for i in torch.randperm(len(members), generator=keyed(self.seed, "shuffle", epoch)).tolist()]
+
+    def _deal(self, epoch: int) -> list[tuple[int, int]]:
+        """(bucket, its turns before) of each turn of an epoch."""
+        turns = [-(-len(members) // self.group) for members in self.buckets]
+        order = [bucket for bucket, n in enumerate(turns) for _ in range(n)]
+        before, dealt = [epoch * n for n in turns], []
+        for i in torch.randperm(len(order), generator=keyed(self.seed, "turns", epoch)).tolist():
+            dealt.append((order[i], before[order[i]]))
+            before[order[i]] += 1
+        return dealt
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
-        epoch, place = divmod(draw, len(self.dataset))
-        return {**self.dataset[self._permutation(epoch)[place]], "draw": draw}
+        turn, slot = divmod(draw, self.group)
+        epoch, place = divmod(turn, sum(-(-len(members) // self.group) for members in self.buckets))
+        bucket, before = self._turns(epoch)[place]
+        epoch, place = divmod(before * self.group + slot, len(self.buckets[bucket]))
+        return {**self.dataset[self._permutation(bucket, epoch)[place]], "draw": draw}
 
     def __getstate__(self) -> dict[str, Any]:  # a cached bound method does not pickle (spawned workers)
-        return {"dataset": self.dataset, "seed": self.seed}
+        return {"dataset": self.dataset, "seed": self.seed, "group": self.group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
@@ -62,6 +84,18 @@ def collate(items: list[dict[str, Any]]) -> Batch:
     return {k: torch.stack(v) if isinstance((v := [i[k] for i in items])[0], Tensor) else v for k in items[0]}
 
 
+def shapes_of(dataset: Dataset) -> list[tuple[int, int, int]] | None:
+    """(frames, height, width) of each clip; None where all have one."""
+    return getattr(dataset, "shapes", None)
+
+
+def alike(dataset: Dataset, clips: Iterable[int], size: int) -> list[list[int]]:
+    """Clips in batches of at most `size` neighbours that have one shape."""
+    shapes = shapes_of(dataset)
+    runs = [list(run) for _, run in groupby(clips, key=lambda i: shapes and shapes[i])]
+    return [run[i : i + size] for run in runs for i in range(0, len(run), size)]
+
+
 class Clips(L.LightningDataModule):
     """Training stream and validation clips.
 
@@ -73,21 +107,18 @@ class Clips(L.LightningDataModule):
         super().__init__()
         if len(train) == 0 or len(validation) == 0:
             raise ValueError(f"{len(train)} training and {len(validation)} validation clips; both need at least one")
-        self.train, self.validation = Stream(train, seed), validation
+        self.train, self.validation, self.seed = train, validation, seed
         self.batch_size, self.workers = batch_size, workers
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
-        start = trainer.global_step * trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
-        draws = Draws(start, self.batch_size, trainer.global_rank, trainer.world_size)
-        return self._loader(self.train, batch_sampler=draws)
+        group = trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
+        draws = Draws(trainer.global_step * group, self.batch_size, trainer.global_rank, trainer.world_size)
+        return self._loader(Stream(self.train, self.seed, group), batch_sampler=draws)
 
     def val_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        batches = [
-            list(range(i, min(i + self.batch_size, len(self.validation))))
-            for i in range(0, len(self.validation), self.batch_size)
-        ]
+        batches = alike(self.validation, range(len(self.validation)), self.batch_size)
         batches += batches[: -len(batches) % world]  # every rank the same number of steps, or collectives hang
         return self._loader(self.validation, batch_sampler=batches[rank::world])
 

@@ -141,11 +141,19 @@ class CogVideoX:
     # -- shapes ------------------------------------------------------------------------------------------------
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels."""
-        vae = self.numbers["vae"]
-        spatial = 2 ** (len(vae["block_out_channels"]) - 1)
-        t = (frames - 1) // int(vae["temporal_compression_ratio"]) + 1
-        return t, vae["latent_channels"], height // spatial, width // spatial
+        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels; ValueError if the networks cannot take it."""
+        vae, net = self.numbers["vae"], self.numbers["transformer"]
+        spatial, temporal = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["temporal_compression_ratio"])
+        shape = (frames - 1) // temporal + 1, vae["latent_channels"], height // spatial, width // spatial
+        side = spatial * net["patch_size"]
+        fits = (frames - 1) % temporal == 0 and height % side == 0 and width % side == 0
+        wanted = f"1 + {temporal} n frames of multiples of {side} pixels"
+        if net.get("use_learned_positional_embeddings"):
+            table = net["sample_frames"], net["sample_height"] * spatial, net["sample_width"] * spatial
+            fits, wanted = (frames, height, width) == table, "its learned positions are for {} x {} x {}".format(*table)
+        if not fits:
+            raise ValueError(f"cogvideox: video.frames, height, width are {frames}, {height}, {width}; {wanted}")
+        return shape
 
     def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """(t,h,w) of the video tokens of such a clip, first latent frame included."""
