@@ -163,5 +163,7 @@ def test_the_tiny_models_numbers_are_those_of_the_shipped_weights():
     assert vae == {k: card["config"][k] for k in vae}
 
 
-def test_gradients_are_clipped_in_mixed_precision(module):
+@pytest.mark.parametrize("frames", [1, 9])
+def test_gradients_are_clipped_in_mixed_precision(module, frames):
+    module.stages = [{**STAGES[0], "frames": frames}]
     assert clipped_step(module, batch(), 1e-3) == pytest.approx(1e-3, rel=1e-3)

@@ -136,7 +136,8 @@ class Reconstruction(L.LightningModule):
             losses["picture"] = (pixel_error(again, first) + self.gradient_weight * gradient_error(again, first)).mean()
             total = total + losses["picture"]
         if stage.get("encoder", True) and stage["frames"] > 1:
-            now = torch.stack([z.mean((0, 2, 3, 4)), z.square().mean((0, 2, 3, 4))]).detach()
+            exact = z.detach().float()  # autocast leaves it in 16 bits
+            now = torch.stack([exact.mean((0, 2, 3, 4)), exact.square().mean((0, 2, 3, 4))])
             self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach())
