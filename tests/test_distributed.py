@@ -132,6 +132,17 @@ def test_a_run_goes_on_with_other_numbers_of_processes(alone, place, lora):
             assert_same(whole, again)
 
 
+@pytest.mark.parametrize("start", ["cpu", "fsdp"])
+def test_shards_and_files_whose_optimizer_has_other_groups_are_refused_in_one_line(place, start):
+    """As older versions wrote them, where norms and biases decayed too: without any decay there is one group."""
+    folder = place / f"groups-{start}"
+    assert fit(start, folder, "train.steps=3", "train.weight_decay=0", processes=1)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(AssertionError, match="exit codes"):
+        fit("fsdp", folder, processes=1)
+    assert "ValueError: the checkpoint's optimizer groups parameters otherwise" in (folder / "rank0.log").read_text()
+
+
 def test_killed_at_random_on_one_or_two_processes_no_clip_is_seen_twice_or_missed(alone, place):
     """TIMELAPSE_KILLS sets how often (4)."""
     dice, folder, kills = random.Random(1), place / "killed", 0

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove, store
+from timelapse.module.optimizer import check_groups
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -98,12 +99,14 @@ class Fsdp2(ModelParallelStrategy):
             state = {"state_dict": {k: v for k, v in held.items() if f"state_dict.{k}" in stored}}
             for i, optimizer in enumerate(self.optimizers):
                 state[f"optimizer_{i}"] = get_optimizer_state_dict(self.model, optimizer)
+                check_groups(stored_groups(path, i), optimizer.param_groups)
             dcp.load(state, checkpoint_id=path)
             rest, whole = torch.load(path / META, map_location="cpu", weights_only=True), False
         else:
             rest, whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
             state = {"state_dict": rest.pop("state_dict")}
             for i, (optimizer, numbered) in enumerate(zip(self.optimizers, rest.pop("optimizer_states", []))):
+                check_groups(numbered["param_groups"], optimizer.param_groups)
                 names = {p: name for name, p in self.model.named_parameters()}
                 listed = [names[p] for group in optimizer.param_groups for p in group["params"]]
                 state[f"optimizer_{i}"] = by_name(numbered, listed)
@@ -116,6 +119,15 @@ class Fsdp2(ModelParallelStrategy):
     def teardown(self) -> None:
         self.background.wait()
         super().teardown()
+
+
+def stored_groups(path: Path, i: int) -> list[dict[str, Any]]:
+    """Parameter names of each group of a checkpoint's i-th optimizer, which must be known before its state is read."""
+    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    keys = sorted(key for key in stored if key.startswith(f"optimizer_{i}.param_groups.") and key.endswith(".params"))
+    state: dict[str, Any] = dict.fromkeys(keys)
+    dcp.load(state, checkpoint_id=path)
+    return [{"params": state[key]} for key in keys]
 
 
 def reshard(module: nn.Module) -> None:

@@ -51,7 +51,9 @@ def optimizer_of(
         from torchao.optim import AdamW8bit
 
         optimizer = AdamW8bit(grouped(parameters, weight_decay), **options)
-    optimizer.register_load_state_dict_pre_hook(check_groups)
+    optimizer.register_load_state_dict_pre_hook(
+        lambda optimizer, state: check_groups(state["param_groups"], optimizer.param_groups)
+    )
     return optimizer
 
 
@@ -67,13 +69,12 @@ def grouped(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[st
     return [group for group in groups if group["params"]]
 
 
-def check_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
     """ValueError where a checkpoint groups parameters otherwise: states would go to others than their own."""
-    saved, own = ([len(g["params"]) for g in groups] for groups in (state["param_groups"], optimizer.param_groups))
-    if saved != own:
+    if [len(group["params"]) for group in saved] != [len(group["params"]) for group in own]:
         raise ValueError(
-            f"the checkpoint's optimizer has groups of {saved} parameters, this one {own}: an older version wrote it "
-            f"(norms and biases decay no more); go on with that version, or give the run another name"
+            "the checkpoint's optimizer groups parameters otherwise: an older version wrote it (norms and biases decay "
+            "no more); go on with that version, or give the run another name"
         )
 
 
