@@ -94,3 +94,20 @@ def test_known_frames_that_a_part_cannot_be_told_are_refused_before_anything_is_
 def test_frames_that_nothing_samples_are_not_looked_at(tmp_path):
     check(tmp_path, "+experiment=consisti2v", "stages=[fit]", "sample.frames=[3]")
     check(tmp_path, f"+experiment={BOTH}", "sampler=image_to_video", "sample.frames=[0]")  # forward motion alone
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["trainer=fsdp", "module.optimizer=muon"], "type trainer=ddp or module.optimizer=adamw"),
+        (["module.optimizer=mouon"], "did you mean muon"),
+    ],
+)
+def test_an_optimizer_that_cannot_work_is_refused_before_clips_are_encoded(tmp_path, typed, said):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = ["+experiment=finetune_only", "model.weights=null", f"paths.cache={tmp_path}/cache", *typed]
+        run = Run(frozen(compose("config", [*composed, "trainer.accelerator=cpu"])), tmp_path / "run")
+    with pytest.raises(ValueError, match=said):
+        run.check()
+        run.train_clips
+    assert not (tmp_path / "cache").exists()

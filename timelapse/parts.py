@@ -48,6 +48,10 @@ class Run:
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)
+        if "fit" in self.cfg.stages and self.cfg.module.get("optimizer") == "muon":
+            from timelapse.module.optimizer import check_kind
+
+            check_kind("muon", sharded=not isinstance(self.cfg.trainer.strategy, str))
         if "evaluate" in self.cfg.stages and rank() == 0:
             build_all(self.cfg.metric)  # a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
