@@ -5,7 +5,20 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from timelapse.activations import kept_for_backward
-from timelapse.plan import GIB, HALF, MAIN, Counts, check_memory, count, memory, planned, too_large
+from timelapse.parts import Run
+from timelapse.plan import (
+    GIB,
+    HALF,
+    MAIN,
+    Counts,
+    check_memory,
+    count,
+    memory,
+    planned,
+    print_plan,
+    too_large,
+    uncounted,
+)
 from timelapse.run import CONF
 from timelapse.types import Condition
 
@@ -128,6 +141,26 @@ def test_a_unet_is_counted_too(experiment):
     check_memory(cfg, 8.0)
     with pytest.raises(ValueError, match="would be held"):
         check_memory(cfg, 1e-3)
+
+
+@pytest.mark.parametrize("experiment", ["pretrain_vae", "pretrain_svd_vae", "pretrain_vjepa"])
+def test_what_is_no_backbone_on_whole_clips_is_not_counted_as_one_and_it_is_said(experiment, caplog):
+    cfg = config("model.weights=null", experiment=experiment)
+    with caplog.at_level("INFO"):
+        check_memory(cfg, 1e-3)  # of the model's backbone, which is never trained, it would refuse this
+    assert cfg.module._target_ in caplog.text and "not known beforehand" in caplog.text
+    with pytest.raises(ValueError, match="is not in the plan"):
+        print_plan(cfg)
+
+
+def test_a_run_of_a_unet_is_refused_before_it_begins_where_its_devices_are_too_small(tmp_path):
+    assert not any(uncounted(config(experiment=name)) for name in ("pretrain_cogvideox", "consisti2v", "svd_backward"))
+    run = Run(config("model.weights=null", "trainer=cpu", experiment="svd_backward"), tmp_path)
+    assert run.memory is None  # no GPU, no check
+    run.check()
+    run.memory = (1e-3, 1)  # GiB, devices
+    with pytest.raises(ValueError, match="would be held by each of 1 devices"):
+        run.check()
 
 
 def test_what_cannot_be_held_is_said_with_its_numbers_and_what_to_type():

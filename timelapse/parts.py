@@ -57,6 +57,10 @@ class Run:
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
             if wanted == "cuda" or not torch.backends.mps.is_available():
                 raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")
+        if "fit" in self.cfg.stages and self.memory is not None:
+            from timelapse.plan import check_memory
+
+            check_memory(self.cfg, *self.memory)
 
     def freeze(self) -> None:
         """Write config.yaml; a directory that holds another method's run is refused rather than mixed."""
@@ -97,6 +101,15 @@ class Run:
         if wanted in ("auto", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
+
+    @cached_property
+    def memory(self) -> tuple[float, int] | None:
+        """GiB of each GPU and how many train together; None without one."""
+        if self.device.type != "cuda":
+            return None
+        trainer = self.cfg.trainer
+        local = trainer.devices if isinstance(trainer.devices, int) else torch.cuda.device_count()
+        return torch.cuda.get_device_properties(self.device).total_memory / 2**30, local * trainer.num_nodes
 
     @cached_property
     def model(self) -> Any:

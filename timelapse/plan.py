@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timelapse.activations import Kernels, kept_for_backward
-from timelapse.build import build, build_all
+from timelapse.build import asked, build, build_all
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -91,8 +91,20 @@ def memory(
     return rows | {"sum": sum(rows.values())} | waiting
 
 
+def uncounted(cfg: DictConfig) -> str:
+    """Why the plan knows nothing of what this config trains; empty where it counts it, which is for any model."""
+    if asked(cfg.module, ["conditioning"]):
+        return ""
+    return (
+        f"module={cfg.module._target_} is not in the plan, which counts modules that are handed a conditioning: those "
+        f"train the model's backbone on whole clips"
+    )
+
+
 def count(cfg: DictConfig) -> Counts:
-    """Build the backbone and what losses own on meta, and count."""
+    """Build the backbone and what losses own on meta, and count. ValueError for what is `uncounted`."""
+    if why := uncounted(cfg):
+        raise ValueError(why)
     with torch.device("meta"):
         model = build(OmegaConf.merge(cfg.model, {"weights": None}))
         backbone, losses = model.backbone.to("meta"), build_all(cfg.loss)  # some numbers ignore the default device
@@ -191,15 +203,22 @@ INSTEAD = [  # what a user may type, what it changes, on how many times the devi
 
 
 def check_memory(cfg: DictConfig, gib: float, devices: int = 1) -> None:
-    """ValueError when what is held in any case (all but activations) is more than the `gib` that a device has."""
-    rows = planned(cfg, count(cfg), devices)
-    if rows["sum"] - rows["activations"] > gib:
-        raise ValueError(too_large(cfg, gib, devices))
+    """ValueError when what is held in any case (all but activations) is more than the `gib` that a device has.
 
-
-def too_large(cfg: DictConfig, gib: float, devices: int = 1) -> str:
-    """Why a model does not fit: what would be held, by which rows, and what to type instead."""
+    What the plan cannot count is let through, and the log says so.
+    """
+    if why := uncounted(cfg):
+        log.info(f"whether it fits into memory is not known beforehand: {why}")
+        return
     counts = count(cfg)
+    rows = planned(cfg, counts, devices)
+    if rows["sum"] - rows["activations"] > gib:
+        raise ValueError(too_large(cfg, gib, devices, counts))
+
+
+def too_large(cfg: DictConfig, gib: float, devices: int = 1, counts: Counts | None = None) -> str:
+    """Why a model does not fit: what would be held, by which rows, and what to type instead."""
+    counts = counts or count(cfg)
     rows = planned(cfg, counts, devices)
     largest = sorted((row for row in rows if row not in ("sum", MAIN)), key=rows.get, reverse=True)[:3]
     fitting = []

@@ -71,7 +71,7 @@ def fit(run: Run) -> None:
     from timelapse.callback.progress import StepProgress
     from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
-    from timelapse.plan import GIB, check_memory, too_large
+    from timelapse.plan import too_large, uncounted
     from timelapse.sharding import Fsdp2
 
     cfg = run.cfg
@@ -97,11 +97,6 @@ def fit(run: Run) -> None:
                 build_all(cfg.metric),
             )
         )
-    cuda = run.device.type == "cuda" and "text" in cfg.model  # the plan knows transformers that are told by text
-    if cuda:
-        gib = torch.cuda.get_device_properties(run.device).total_memory / GIB
-        local = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else torch.cuda.device_count()
-        check_memory(cfg, gib, local * cfg.trainer.num_nodes)
     trainer = build(
         cfg.trainer,
         callbacks=callbacks,
@@ -123,9 +118,9 @@ def fit(run: Run) -> None:
         log.info(f"{stopped}; the same command goes on from there")
         raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed
     except torch.OutOfMemoryError as error:
-        if not cuda:
+        if run.memory is None or uncounted(cfg):
             raise
-        raise ValueError(f"{too_large(cfg, gib, local * cfg.trainer.num_nodes)} ({error})") from error
+        raise ValueError(f"{too_large(cfg, *run.memory)} ({error})") from error
 
 
 def sample(run: Run) -> None:
