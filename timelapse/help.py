@@ -14,8 +14,8 @@ Try:
   python -m timelapse.run +experiment=drepa_vjepa scale=paper trainer=fsdp
   python -m timelapse.run -m +experiment=drepa_vjepa,finetune_only seed=0,1,2
   python -m timelapse.run +study=drepa_ablation
-  python -m timelapse.run +experiment=drepa_vjepa 'stages=[sample]' ckpt=PATH input.image=photo.jpg input.frame=20
-Stages: cache fit sample evaluate report plan export.
+  python -m timelapse.run +experiment=drepa_vjepa 'stages=[sample]' ckpt=PATH input.image=photo.jpg input.frame=8
+Stages: cache fit sample evaluate report plan export ship.
 --cfg job prints the composed config, --hydra-help what Hydra understands."""
 
 

@@ -10,6 +10,8 @@ likewise a step with dREPA and one without. Seconds of processor time; the ratio
 from __future__ import annotations
 
 import argparse
+import cProfile
+import pstats
 import statistics
 import tempfile
 import time
@@ -113,6 +115,36 @@ def with_and_without(folder: Path, steps: int) -> list[tuple[float, float]]:
     return pairs[1:]
 
 
+PARTS = {  # of a step under Lightning: function, file
+    "network forward": ("forward", "cogvideox_backbone.py"),
+    "backward": ("run_backward", "~"),
+    "clip, condition and tokens made ready": ("prepare", "denoising.py"),
+    "noise": ("randn", "randomness.py"),
+    "clipping": ("clip_grad_norm_", "clip_grad.py"),
+    "AdamW": ("_fused_adam", "adam.py"),
+    "average of the weights": ("update_average", "denoising.py"),
+    "logging": ("on_train_batch_end", "denoising.py"),
+    "clips from the cache": ("__getitem__", "cache.py"),
+    "all of it": ("advance", "training_epoch_loop.py"),
+}
+
+
+def profile(folder: Path, steps: int) -> None:
+    """Milliseconds a step that Python saw in each part, one within another; the start is taken off by a shorter run."""
+    seen = []
+    for n in (1, steps + 1):
+        run = run_of(folder / str(n), "+experiment=finetune_only", f"train.steps={n}", "train.validate_every=1000")
+        watch = cProfile.Profile(time.process_time)
+        watch.runcall(fit, run)
+        stats = pstats.Stats(watch).stats
+        seen.append({
+            label: sum(row[3] for (file, _, name), row in stats.items() if what in name and file.endswith(where))
+            for label, (what, where) in PARTS.items()
+        })  # fmt: skip
+    for label in PARTS:
+        print(f"{label:42} {(seen[1][label] - seen[0][label]) / steps * 1e3:8.1f} ms a step")
+
+
 def row(name: str, pairs: list[tuple[float, float]]) -> str:
     ratios = [a / b for a, b in pairs]
     low, high = (sorted(ratios)[int(q * (len(ratios) - 1))] for q in (0.25, 0.75))
@@ -123,10 +155,13 @@ def row(name: str, pairs: list[tuple[float, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=24, help="pairs of steps for each row")
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes, instead")
     args = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
+        if args.profile:
+            return profile(Path(folder), args.steps)
         rows = [row("module under Lightning / bare loop", against_a_bare_loop(Path(folder) / "a", args.steps))]
         rows.append(row("with dREPA / without", with_and_without(Path(folder) / "b", args.steps)))
     print(f"{'':42} {'ms':>8} {'ms':>8} {'ratio':>7}   middle half")

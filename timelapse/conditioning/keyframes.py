@@ -109,7 +109,7 @@ def condition_on(
             mean, std = bank.moments(codec, chosen, mixed, before)
             draw = randn(tuple(mean.shape[1:]), pick(whole), mean.device)
             latents.update(zip(whole, mean + std * draw))
-    # 1.5's VAE scales known frames unlike clips; 1 for all others.
+    # CogVideoX 1.5's and SVD's networks are told known frames in another scale than clips.
     return torch.stack([latents[b] for b in range(len(video))]) * codec.condition_scale
 
 
