@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load
+from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
@@ -108,7 +109,7 @@ def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
     assert spec.folder not in (first, other)
 
 
-def fill(run, root: Path, process: int, of: int) -> None:
+def fill(run, root: Path, process: int, of: int, dataset: Dataset) -> None:
     """In a process of its own: its share of the cache; what it encodes is written to `root`/encoded-<process>."""
     os.environ.update(RANK=str(process), WORLD_SIZE=str(of))
     moments = run.model.codec.moments
@@ -120,19 +121,20 @@ def fill(run, root: Path, process: int, of: int) -> None:
         return moments(video)
 
     run.model.codec.moments = noted
-    build(run, root, batch_size=2)
+    cached(dataset, root, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
     os._exit(0)
 
 
-def together(run, root: Path, processes: int) -> list[int]:
+def together(run, root: Path, processes: int, dataset: Dataset | None = None) -> list[int]:
     """How many clips each of so many processes encoded."""
     root.mkdir(exist_ok=True)
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=fill, args=(run, root, n, processes)) for n in range(processes)]
+    fork, dataset = multiprocessing.get_context("fork"), dataset or run.dataset("train")
+    args = [(run, root, n, processes, dataset) for n in range(processes)]
+    ranks = [fork.Process(target=fill, args=each, daemon=True) for each in args]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(60)
         assert process.exitcode == 0
     logs = [root / f"encoded-{n}" for n in range(processes)]
     encoded = [log.read_text().split() if log.exists() else [] for log in logs]
@@ -163,3 +165,55 @@ def test_children_of_a_process_that_has_filled_the_cache_take_no_part(run, tmp_p
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(run.model.codec, "moments", None)
     assert build(run, tmp_path).folder == filled.folder
+
+
+class Photos(Dataset):
+    """As many single pictures; whoever asks for number `stop` or a later one is killed."""
+
+    def __init__(self, size: int, stop: int):
+        self.keys, self.stop = [f"photo-{n:03d}" for n in range(size)], stop
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: int) -> dict:
+        if i >= self.stop:
+            raise KeyboardInterrupt
+        video = torch.full((1, 3, 8, 8), i / len(self))
+        return {"key": self.keys[i], "caption": f"photo {i}", "video": video, "seconds": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(("killed", "restarted"), [(1, 1), (2, 1), (1, 2)])
+def test_a_fill_killed_part_way_ends_with_all_clips_when_restarted(run, tmp_path, monkeypatch, killed, restarted):
+    monkeypatch.setattr("timelapse.cache.WRITE_DOWN", 0)  # after each batch
+    stop = 12 * killed
+    size = stop + 8
+    monkeypatch.setenv("WORLD_SIZE", str(killed))
+    for process in range(killed):
+        monkeypatch.setenv("RANK", str(process))
+        with pytest.raises(KeyboardInterrupt):
+            cached(Photos(size, stop), tmp_path, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/photo-*")}
+    assert len(made) == stop
+    together(run, tmp_path, restarted, Photos(size, size))
+    assert len([*tmp_path.glob("*/photo-*")]) == size
+    assert all(path.stat().st_mtime_ns == written for path, written in made.items())  # none was made again
+
+
+def test_waiting_for_a_process_that_died_is_seen_and_ends(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("timelapse.cache.PATIENCE", 0.5, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with caplog.at_level("INFO", "timelapse"), pytest.raises(TimeoutError, match="4 clips.*processes 1, 2 of 3.*start"):
+        build(run, tmp_path, batch_size=2)
+    assert "waiting for 4 clips that processes 1, 2 of 3 have in their share" in caplog.text
+
+
+def test_what_another_job_makes_counts_too(run, tmp_path):
+    """Process 1 of the first job never comes; a job of one process makes the clips of both."""
+    photos = Photos(4, 4)
+    first = multiprocessing.get_context("fork").Process(target=fill, args=(run, tmp_path, 0, 2, photos), daemon=True)
+    first.start()
+    filled = cached(photos, tmp_path, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
+    first.join(60)
+    assert first.exitcode == 0 and filled[3]["key"] == "photo-003"

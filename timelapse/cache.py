@@ -5,15 +5,19 @@ whatever fsspec opens), where the hash covers everything that shaped the numbers
 dataset and its files, the weights of codec, text encoder and vision encoder. Posterior samples, any-frame conditions
 and random crops are redrawn each step and never stored.
 
-`index.json` names every clip with the digest of its file. Processes that were started together each encode a share and
-write down what they made in a `part-<n>.json`, until all clips are known; process 0 then makes one index of all.
+`index.json` names every clip with the digest of its file. Processes that were started together each check and encode a
+share and write down what they made in a `part-<n>-<start>.json` that no other start writes to: whoever is killed, in
+how many processes a fill goes on and which jobs share the folder, what is written down counts. When all clips are,
+process 0 makes one index of all.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+import uuid
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,10 @@ from tqdm import tqdm
 from timelapse.dataset.module import collate
 
 VERSION = 1  # raise when the meaning of a stored number changes
+WRITE_DOWN = 60.0  # seconds between two writes of a part: a kill loses no more, and those who wait see a sign of life
+PATIENCE = 3600.0  # seconds without such a sign until those who wait give up
+
+log = logging.getLogger("timelapse")
 
 
 def fingerprint(module: nn.Module | None, without: str = "?") -> str:
@@ -65,7 +73,7 @@ class Cached(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         key = self.keys[i]
         data = Store(self.folder).read(f"{key}.safetensors")
-        if digest(data) != self.index[key]:
+        if digest(data) not in self.index[key]:
             raise ValueError(f"cache file {self.folder}/{key}.safetensors is damaged; delete it and run again")
         stored = load(data)
         video = stored.pop("video", None)
@@ -99,9 +107,6 @@ class Store:
         self.files.makedirs(self.root, exist_ok=True)
         self.files.pipe_file(f"{self.root}/{name}", data)
 
-    def exists(self, name: str) -> bool:
-        return self.files.exists(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).exists()
-
     def names(self, pattern: str) -> list[str]:
         if not self.remote:
             return sorted(path.name for path in Path(self.folder).glob(pattern))
@@ -109,8 +114,11 @@ class Store:
         return sorted(str(path).rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/{pattern}"))
 
     def remove(self, name: str) -> None:
-        if self.exists(name):
-            self.files.rm_file(f"{self.root}/{name}") if self.remote else (Path(self.folder) / name).unlink()
+        """Nothing where there is none: another job's process may have been faster."""
+        if not self.remote:
+            (Path(self.folder) / name).unlink(missing_ok=True)
+        elif self.files.exists(f"{self.root}/{name}"):
+            self.files.rm_file(f"{self.root}/{name}")
 
 
 def digest(data: bytes) -> str:
@@ -147,10 +155,11 @@ def cached(
     name = blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = f"{root}/{name}" if "://" in str(root) else Path(root) / name
     store, names, (which, of) = Store(folder), keys(dataset), share()
-    index, _ = known(store)
     # Whole batches, cut where any number of processes would cut them: the last bits depend on the neighbours.
     batches = chunks(list(range(len(names))), batch_size)[which::of] if which < of else []
-    missing = {names[i] for batch in batches for i in batch if not intact(store, names[i], index)}
+    own = [names[i] for batch in batches for i in batch]
+    verified = intact(store, own, known(store)[0])
+    missing = {*own} - verified.keys()
     if missing:
         for part in (model.codec, model.text, encoder):
             if part is not None:
@@ -158,8 +167,8 @@ def cached(
         batches = [batch for batch in batches if any(names[i] in missing for i in batch)]
         loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
         made: dict[str, dict[str, str]] = {"clips": {}, "captions": {}}
-        write_down = lambda: store.write(f"part-{which}.json", json.dumps(made).encode())
-        for n, batch in enumerate(tqdm(loader, desc=f"cache {len(missing)} clips", leave=False, disable=which > 0)):
+        mine, written = f"part-{which}-{uuid.uuid4().hex[:8]}.json", time.monotonic()
+        for batch in tqdm(loader, desc=f"cache {len(missing)} clips", leave=False, disable=which > 0):
             video = batch["video"].to(device)
             mean, std = model.codec.moments(video)
             first_mean, first_std = model.codec.moments(video[:, :1])
@@ -174,17 +183,46 @@ def cached(
                     data = save({k: v[b].cpu().contiguous() for k, v in rows.items()})
                     store.write(f"{key}.safetensors", data)
                     made["clips"][key], made["captions"][key] = digest(data), batch["caption"][b]
-            if n % 50 == 49:  # a kill loses no more than this
-                write_down()
-        write_down()
+            if time.monotonic() - written > WRITE_DOWN:
+                store.write(mine, json.dumps(made).encode())
+                written = time.monotonic()
+        store.write(mine, json.dumps(made).encode())
         for part in (model.text, encoder):  # training reads what they gave
             if part is not None:
                 part.to("cpu")
-    while not set(names) <= known(store)[0].keys():
-        time.sleep(1)
+        verified |= made["clips"]
+    if which < of:  # else a child, whose parent has waited
+        verified = wait_for_others(store, names, verified, batch_size, of)
     if which == 0:
-        merge(store, parts, names)
+        merge(store, parts, {key: verified[key] for key in names})
     return Cached(dataset, folder, pixels)
+
+
+def wait_for_others(
+    store: Store, names: list[str], verified: dict[str, str], batch_size: int, of: int
+) -> dict[str, str]:
+    """Digests of all clips, once each is written down. TimeoutError after PATIENCE without a change."""
+    last, since, told = None, time.monotonic(), None
+    while True:
+        written, _ = known(store)
+        verified = verified | {k: min(written[k]) for k in names if k in written and k not in verified}
+        rest = [i for i, key in enumerate(names) if key not in verified]
+        if not rest:
+            return verified
+        sign, now = (len(rest), sum(map(len, written.values()))), time.monotonic()
+        if sign != last:
+            last, since = sign, now
+        awaited = sorted({i // batch_size % of for i in rest})
+        whose = f"{len(rest)} clips that processes {', '.join(map(str, awaited))} of {of} have in their share"
+        if now - since > PATIENCE:
+            raise TimeoutError(
+                f"cache {store.folder}: nothing came in {PATIENCE / 60:.0f} minutes of {whose}; see in their logs why "
+                "they ended, then start all again: what was written down is kept"
+            )
+        if told is None or now - told > WRITE_DOWN:
+            log.info(f"cache: waiting for {whose}")
+            told = now
+        time.sleep(1)
 
 
 def share() -> tuple[int, int]:
@@ -199,28 +237,29 @@ def share() -> tuple[int, int]:
     return rank(), 1
 
 
-def known(store: Store) -> tuple[dict[str, str], dict[str, str]]:
-    """Digest and caption of every clip that any process has written down so far."""
-    found = []
+def known(store: Store) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """Digests (more than one where a clip was made again with other last bits) and caption of every clip that any
+    process has written down so far.
+    """
+    clips, captions = {}, {}
     for name in [*store.names("part-*.json"), "index.json"]:  # in this order: a part goes once it is in the index
         try:
-            found.append(json.loads(store.read(name)))
+            made = json.loads(store.read(name))
         except FileNotFoundError:
-            pass
-    clips, captions = {}, {}
-    for made in reversed(found):
-        clips |= made["clips"]
+            continue
+        for key, value in made["clips"].items():
+            clips.setdefault(key, set()).add(value)
         captions |= made["captions"]
     return clips, captions
 
 
-def merge(store: Store, made_from: dict[str, Any], names: list[str]) -> None:
-    """One index of what all processes wrote down, in the order of the dataset."""
+def merge(store: Store, made_from: dict[str, Any], clips: dict[str, str]) -> None:
+    """One index of what all processes wrote down. clips: digest of each, in the order of the dataset."""
     parts = store.names("part-*.json")
     if not parts:
         return
-    clips, captions = known(store)
-    made = {"made_from": made_from, "clips": {k: clips[k] for k in names}, "captions": {k: captions[k] for k in names}}
+    _, captions = known(store)
+    made = {"made_from": made_from, "clips": clips, "captions": {key: captions[key] for key in clips}}
     store.write("index.json", json.dumps(made, indent=1, default=str).encode())
     for name in parts:
         store.remove(name)
@@ -231,9 +270,16 @@ def keys(dataset: Dataset) -> list[str]:
     return dataset.keys if hasattr(dataset, "keys") else [dataset[i]["key"] for i in range(len(dataset))]
 
 
-def intact(store: Store, key: str, index: dict[str, str]) -> bool:
-    name = f"{key}.safetensors"
-    return key in index and store.exists(name) and digest(store.read(name)) == index[key]
+def intact(store: Store, keys: list[str], written: dict[str, set[str]]) -> dict[str, str]:
+    """Digest of each clip's file, where it is one that was written down for it."""
+    found = {}
+    for key in keys:
+        try:
+            if key in written and (value := digest(store.read(f"{key}.safetensors"))) in written[key]:
+                found[key] = value
+        except FileNotFoundError:
+            pass
+    return found
 
 
 def chunks(items: list[int], size: int) -> list[list[int]]:
