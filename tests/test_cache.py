@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,28 +110,32 @@ def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
     assert spec.folder not in (first, other)
 
 
-def fill(run, root: Path, process: int, of: int, dataset: Dataset) -> None:
-    """In a process of its own: its share of the cache; what it encodes is written to `root`/encoded-<process>."""
+def fill(run, root: Path, process: int, of: int, dataset: Dataset, moments=lambda process, moments: moments) -> None:
+    """In a process of its own: its share of the cache, then every clip read.
+
+    What it encodes is written to `root`/encoded-<process>. moments: what process n encodes with, of what is there.
+    """
     os.environ.update(RANK=str(process), WORLD_SIZE=str(of))
-    moments = run.model.codec.moments
+    encode = moments(process, run.model.codec.moments)
 
     def noted(video):
         if video.shape[1] > 1:  # not the first frame, which is encoded by itself too
             with (root / f"encoded-{process}").open("a") as file:
                 file.writelines(f"{digest(clip.numpy().tobytes())}\n" for clip in video)
-        return moments(video)
+        return encode(video)
 
     run.model.codec.moments = noted
-    cached(dataset, root, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
+    filled = cached(dataset, root, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
+    assert [filled[i]["key"] for i in range(len(filled))] == dataset.keys
     os._exit(0)
 
 
-def together(run, root: Path, processes: int, dataset: Dataset | None = None) -> list[int]:
+def together(run, root: Path, processes: int, dataset: Dataset | None = None, **kwargs) -> list[int]:
     """How many clips each of so many processes encoded."""
     root.mkdir(exist_ok=True)
     fork, dataset = multiprocessing.get_context("fork"), dataset or run.dataset("train")
     args = [(run, root, n, processes, dataset) for n in range(processes)]
-    ranks = [fork.Process(target=fill, args=each, daemon=True) for each in args]
+    ranks = [fork.Process(target=fill, args=each, kwargs=kwargs, daemon=True) for each in args]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -198,6 +203,29 @@ def test_a_fill_killed_part_way_ends_with_all_clips_when_restarted(run, tmp_path
     together(run, tmp_path, restarted, Photos(size, size))
     assert len([*tmp_path.glob("*/photo-*")]) == size
     assert all(path.stat().st_mtime_ns == written for path, written in made.items())  # none was made again
+
+
+def late_and_with_other_bits(process, moments):
+    def encode(video):
+        time.sleep(0.5)
+        mean, std = moments(video)
+        return mean + process, std
+
+    return encode
+
+
+@pytest.mark.parametrize("content", [None, b"cut short"])
+def test_no_process_goes_on_before_a_lost_clip_of_anothers_share_is_made_again(run, tmp_path, content):
+    photos = Photos(4, 4)
+    together(run, tmp_path, 2, photos)
+    lost = next(tmp_path.glob("*/photo-003.*"))
+    before = load(lost.read_bytes())
+    lost.unlink() if content is None else lost.write_bytes(content)
+    together(run, tmp_path, 2, photos, moments=late_and_with_other_bits)  # each reads all clips at once
+    after = load(lost.read_bytes())
+    torch.testing.assert_close(after["mean"], before["mean"] + 1)
+    filled = cached(photos, tmp_path, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
+    assert torch.equal(filled[3]["mean"], after["mean"]) and len([*lost.parent.iterdir()]) == 4 + 1
 
 
 def test_waiting_for_a_process_that_died_is_seen_and_ends(run, tmp_path, monkeypatch, caplog):

@@ -7,8 +7,8 @@ and random crops are redrawn each step and never stored.
 
 `index.json` names every clip with the digest of its file. Processes that were started together each check and encode a
 share and write down what they made in a `part-<n>-<start>.json` that no other start writes to: whoever is killed, in
-how many processes a fill goes on and which jobs share the folder, what is written down counts. When all clips are,
-process 0 makes one index of all.
+how many processes a fill goes on and which jobs share the folder, what is written down counts. A process goes on when
+it has found every clip as somebody wrote it down; process 0 then makes one index of all.
 """
 
 from __future__ import annotations
@@ -201,11 +201,13 @@ def cached(
 def wait_for_others(
     store: Store, names: list[str], verified: dict[str, str], batch_size: int, of: int
 ) -> dict[str, str]:
-    """Digests of all clips, once each is written down. TimeoutError after PATIENCE without a change."""
+    """Digests of all clips, once each file was found intact: that an earlier start wrote a clip down says nothing of
+    what the process that has it in its share finds now. TimeoutError after PATIENCE without a change.
+    """
     last, since, told = None, time.monotonic(), None
     while True:
         written, _ = known(store)
-        verified = verified | {k: min(written[k]) for k in names if k in written and k not in verified}
+        verified = verified | intact(store, [key for key in names if key not in verified], written)
         rest = [i for i, key in enumerate(names) if key not in verified]
         if not rest:
             return verified
