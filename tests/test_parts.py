@@ -111,3 +111,17 @@ def test_an_optimizer_that_cannot_work_is_refused_before_clips_are_encoded(tmp_p
         run.check()
         run.train_clips
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("SLURM_PROCID", rank)  # process 0 alone would leave the others waiting for its share
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ValueError, match="I3D: no weights"):
+        check(
+            tmp_path,
+            "+experiment=finetune_only",
+            "stages=[evaluate]",
+            "metric=[frechet_video]",
+            f"metric.frechet_video.net.weights={tmp_path}/none.pt",
+        )

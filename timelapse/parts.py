@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.build import asked, build, build_all, build_with
-from timelapse.cache import rank, write
+from timelapse.cache import write
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -52,7 +52,7 @@ class Run:
             from timelapse.module.optimizer import check_kind
 
             check_kind("muon", sharded=not isinstance(self.cfg.trainer.strategy, str))
-        if "evaluate" in self.cfg.stages and rank() == 0:
+        if "evaluate" in self.cfg.stages:
             build_all(self.cfg.metric)  # a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
             if wanted == "cuda" or not torch.backends.mps.is_available():
