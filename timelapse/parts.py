@@ -44,7 +44,8 @@ class Run:
             # conditioning runs the model on whole clips, of which it tells some frames; others choose their own sizes.
             denoises = asked(self.cfg.module, ["conditioning"])
             if denoises and not hasattr(sampler, "pixels"):  # else a baseline without a network
-                self.model.latent_shape(video.frames, video.height, video.width)
+                for shape in self.cfg.dataset.get("buckets") or [(video.frames, video.height, video.width)]:
+                    self.model.latent_shape(*shape)
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)

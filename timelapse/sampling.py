@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from timelapse.build import build
 from timelapse.cache import keys as clip_keys
-from timelapse.dataset.module import collate
+from timelapse.dataset.module import alike, collate, shapes_of
 from timelapse.dataset.write import VideoFile, write_video
 from timelapse.sampler.init import FrameInit
 
@@ -32,18 +32,19 @@ def sample_clips(run: Any) -> None:
     count = min(cfg.sample.count, len(clips))
     if count < cfg.sample.count:
         log.warning(f"only {count} validation clips, {cfg.sample.count} asked for")
-    sampler, frames = build(cfg.sampler), cfg.video.frames
-    jobs = [(i, given(cfg.sample.frames[i % len(cfg.sample.frames)], frames)) for i in range(count)]
+    sampler, shapes = build(cfg.sampler), shapes_of(clips)
+    lengths = [shapes[i][0] if shapes else cfg.video.frames for i in range(count)]
+    masks = [given(cfg.sample.frames[i % len(cfg.sample.frames)], lengths[i]) for i in range(count)]
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = jobs[rank::world]
-    filled = mine + jobs[:1] * (-(-count // world) - len(mine))  # as many for each; what is added is not kept
-    for at in tqdm(range(0, len(filled), cfg.sample.batch_size), desc="sample", leave=False, disable=rank > 0):
-        part = filled[at : at + cfg.sample.batch_size]
-        batch = collate([clips[i] for i, _ in part])
-        known = torch.stack([mask for _, mask in part])
+    mine = list(range(rank, count, world))
+    filled, kept = mine + [0] * (-(-count // world) - len(mine)), len(mine)  # as many for each; what is added goes
+    size = 1 if shapes and world > 1 else cfg.sample.batch_size  # as many batches for each too
+    for part in tqdm(alike(clips, filled, size), desc="sample", leave=False, disable=rank > 0):
+        batch, known = collate([clips[i] for i in part]), torch.stack([masks[i] for i in part])
         videos = on_device(run, batch, known, sampler)
-        for b, key in enumerate(batch["key"][: len(mine) - at]):
+        for b, key in enumerate(batch["key"][:kept]):
             save_sample(run.out / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
+        kept = max(0, kept - len(part))
     if dist.is_initialized():
         dist.barrier()  # process 0 goes on to measure them all
     if rank == 0:

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from timelapse.dataset.module import collate
+from timelapse.dataset.module import alike, collate
 from timelapse.dataset.write import write_video
 from timelapse.sampling import given
 
@@ -42,7 +42,8 @@ class Samples(Callback):
         self.last = step
         from timelapse.metric.evaluate import evaluate
 
-        batch = collate([self.clips[i] for i in range(min(self.count, len(self.clips)))])
+        chosen = alike(self.clips, range(min(self.count, len(self.clips))), self.count)[0]
+        batch = collate([self.clips[i] for i in chosen])
         batch = {k: v.to(module.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1).to(module.device)
         training, _ = module.training, module.eval()

@@ -85,8 +85,9 @@ def collate(items: list[dict[str, Any]]) -> Batch:
 
 
 def shapes_of(dataset: Dataset) -> list[tuple[int, int, int]] | None:
-    """(frames, height, width) of each clip; None where all have one."""
-    return getattr(dataset, "shapes", None)
+    """(frames, height, width) of each clip; None where all have the same."""
+    shapes = getattr(dataset, "shapes", None)
+    return shapes if shapes and len(set(shapes)) > 1 else None
 
 
 def alike(dataset: Dataset, clips: Iterable[int], size: int) -> list[list[int]]:
