@@ -1,5 +1,7 @@
 """The memory plan adds up, and divides what is sharded and nothing else."""
 
+import re
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -10,6 +12,7 @@ from timelapse.plan import (
     GIB,
     HALF,
     MAIN,
+    MOMENTS,
     Counts,
     check_memory,
     count,
@@ -23,8 +26,8 @@ from timelapse.run import CONF
 from timelapse.types import Condition
 
 COUNTS = Counts(
-    parameters=1000, trained=100, blocks=10, width=8, tokens=50, frozen={"codec": 7}, owned=20, buffers=36, largest=90,
-    kept=9000, inputs=1600, ends=300, block=870,
+    parameters=1000, trained=100, blocks=10, width=8, tokens=50, frozen={"codec": 7}, owned=20, moments=960, buffers=36,
+    largest=90, kept=9000, inputs=1600, ends=300, block=870,
 )  # fmt: skip
 
 
@@ -123,6 +126,40 @@ def test_operations_are_those_of_the_matrices():
     assert again == pytest.approx(4 / 3 * counts.flops, rel=0.03)  # every block runs forward once more
     lora = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_k, to_v, to_out.0]}"
     assert count(config("model.weights=null", lora)).flops < 0.9 * counts.flops  # no gradients of frozen matrices
+
+
+@pytest.mark.parametrize("experiment", ["svd_backward", "drepa_vjepa"])
+def test_checkpointing_changes_operations_and_not_what_blocks_would_keep_without_it(experiment):
+    off, on = (
+        count(config("model.weights=null", f"model.gradient_checkpointing={flag}", experiment=experiment))
+        for flag in ("false", "true")
+    )
+    assert (on.kept, on.inputs, on.ends, on.block) == (off.kept, off.inputs, off.ends, off.block)
+    assert on.flops > 1.1 * off.flops
+
+
+def test_each_noise_of_a_clip_is_a_pass_of_its_own(caplog):
+    one, four = (config("model.weights=null", f"module.noises_per_clip={n}") for n in (1, 4))
+    rows, more = (planned(cfg, count(cfg), 1) for cfg in (one, four))
+    assert more["activations"] == pytest.approx(4 * rows["activations"])
+    assert more["parameters"] == rows["parameters"]
+    teraflop = []
+    for cfg in (one, four):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            print_plan(cfg)
+        teraflop.append(float(re.search(r"([\d.]+) TFLOP", caplog.text)[1]))
+    assert teraflop[1] == pytest.approx(4 * teraflop[0], rel=0.02)
+
+
+def test_the_optimizer_has_its_own_row():
+    rows = {}
+    for kind in ("adamw", "adamw8bit", "muon"):
+        cfg = config("model.weights=null", f"module.optimizer={kind}")
+        counts = count(cfg)
+        rows[kind] = planned(cfg, counts, 1)[MOMENTS[kind]] * GIB / (counts.trained + counts.owned)
+    assert rows["adamw"] == pytest.approx(8)
+    assert 2 < rows["adamw8bit"] < 2.3 and 4 < rows["muon"] < 5
 
 
 @pytest.mark.parametrize("experiment", ["svd_backward", "consisti2v"])

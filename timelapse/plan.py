@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timelapse.activations import Kernels, kept_for_backward
 from timelapse.build import asked, build, build_all
+from timelapse.module.optimizer import moments_of
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -29,6 +30,11 @@ PEAK = {"A100": 312e12, "H100": 989e12}  # dense bfloat16 operations a second, a
 # 38 / 52 with LoRA. Derived, not measured.
 HALF = 0.7
 MAIN = "beside it, in main memory"
+MOMENTS = {
+    "adamw": "AdamW moments (fp32)",
+    "adamw8bit": "AdamW moments (8 bits)",
+    "muon": "momenta and AdamW moments (fp32)",
+}
 USED = 0.4  # share of the peak that large transformers reach in training; 0.3 to 0.5 is published
 
 
@@ -43,6 +49,8 @@ class Counts:
     tokens: int  # video and text tokens of one clip
     frozen: dict[str, int]  # codec, text encoder: parameters
     owned: int = 0  # by losses (projectors), trained; not averaged
+    moments: int = 0  # bytes that the optimizer keeps
+    optimizer: str = "adamw"  # its kind
     buffers: int = 0  # bytes of the backbone's, whole on every device
     largest: int = 0  # parameters of the largest block
     kept: float = 0.0  # bytes that autograd keeps of one clip in float32
@@ -76,7 +84,7 @@ def memory(
     shared = {
         "parameters": (4 * trained + weight_bytes * (counts.parameters - counts.trained)) / shards,
         "gradients (fp32)": 4 * trained / shards,
-        "AdamW moments (fp32)": 8 * trained / shards,
+        MOMENTS[counts.optimizer]: counts.moments / shards,
         "average of weights (fp32)": 4 * counts.trained / shards if ema else 0,
     }
     rows = ({} if offload else shared) | {
@@ -105,11 +113,13 @@ def count(cfg: DictConfig) -> Counts:
     """Build the backbone and what losses own on meta, and count. ValueError for what is `uncounted`."""
     if why := uncounted(cfg):
         raise ValueError(why)
+    recomputed = {"gradient_checkpointing": True} if cfg.model.get("gradient_checkpointing") else {}
+    model, backbone = on_meta(cfg.model, {name: False for name in recomputed})
     with torch.device("meta"):
-        model = build(OmegaConf.merge(cfg.model, {"weights": None}))
-        backbone, losses = model.backbone.to("meta"), build_all(cfg.loss)  # some numbers ignore the default device
+        losses = build_all(cfg.loss)
     t, h, w = model.grid(cfg.video.frames, cfg.video.height, cfg.video.width)
     size = lambda module: sum(p.numel() for p in module.parameters())
+    kind = cfg.module.get("optimizer", "adamw")
     with torch.device("meta"):
         frozen = {"codec": size(model.codec), "text encoder": size(model.text)}
     return Counts(
@@ -120,14 +130,38 @@ def count(cfg: DictConfig) -> Counts:
         tokens=t * h * w + model.text.length,
         frozen=frozen,
         owned=sum(map(size, losses.values())),
+        moments=moments_of(kind, [backbone, nn.ModuleDict(losses)]),
+        optimizer=kind,
         buffers=sum(x.numel() * x.element_size() for x in backbone.buffers()),
         largest=max(map(size, backbone.blocks())),
-        **step_of_one_clip(model, backbone, cfg),
+        flops=operations(*(on_meta(cfg.model, recomputed) if recomputed else (model, backbone)), cfg),
+        **kept_of(model, backbone, cfg),
     )
 
 
-def step_of_one_clip(model: Any, backbone: nn.Module, cfg: DictConfig) -> dict[str, float]:
-    """What a step keeps and computes, by running it on the meta device. Operations are 2 for each multiply-add."""
+def on_meta(part: DictConfig, numbers: dict[str, Any]) -> tuple[Any, nn.Module]:
+    """A model without weights, some of its numbers changed, and its backbone."""
+    with torch.device("meta"):
+        model = build(OmegaConf.merge(part, {"weights": None, **numbers}))
+        return model, model.backbone.to("meta")  # some numbers ignore the default device
+
+
+def kept_of(model: Any, backbone: nn.Module, cfg: DictConfig) -> dict[str, float]:
+    """Bytes that autograd keeps of one clip, by running it on the meta device."""
+    with Kernels(), kept_for_backward(backbone) as kept:
+        forward(model, backbone, cfg)
+    return kept.sizes()
+
+
+def operations(model: Any, backbone: nn.Module, cfg: DictConfig) -> float:
+    """Of one clip forward and backward, 2 for each multiply-add."""
+    with FlopCounterMode(display=False) as counter:
+        forward(model, backbone, cfg).backward()
+    return float(counter.get_total_flops())
+
+
+def forward(model: Any, backbone: nn.Module, cfg: DictConfig) -> Tensor:
+    """One clip through the network on the meta device, summed to a scalar."""
     meta, video = {"device": "meta"}, cfg.video
     zt = torch.empty(1, *model.latent_shape(video.frames, video.height, video.width), **meta)
     ends = 2  # networks that are told pictures read a token for each end
@@ -135,14 +169,7 @@ def step_of_one_clip(model: Any, backbone: nn.Module, cfg: DictConfig) -> dict[s
     known = torch.zeros(1, video.frames, dtype=torch.bool)  # its numbers are looked at
     known[:, 0] = True
     condition = Condition(torch.empty_like(zt), known, tokens)
-    forward = lambda: backbone(zt, torch.zeros(1, dtype=torch.long, **meta), condition)[0].sum()
-    with FlopCounterMode(display=False) as counter:
-        forward().backward()
-    checkpointing, backbone.gradient_checkpointing = getattr(backbone, "gradient_checkpointing", False), False
-    with Kernels(), kept_for_backward(backbone) as kept:
-        forward()
-    backbone.gradient_checkpointing = checkpointing
-    return kept.sizes() | {"flops": float(counter.get_total_flops())}
+    return backbone(zt, torch.zeros(1, dtype=torch.long, **meta), condition)[0].sum()
 
 
 def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
@@ -154,7 +181,7 @@ def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
         counts = replace(counts, frozen={k: n for k, n in counts.frozen.items() if k != "text encoder"})
     return memory(
         counts,
-        batch_size=cfg.train.batch_size,
+        batch_size=cfg.train.batch_size * cfg.module.get("noises_per_clip", 1),
         shards=shards,
         checkpointing=bool(cfg.model.get("gradient_checkpointing")),
         half="16" in str(cfg.trainer.precision),
@@ -175,7 +202,9 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
     width = max(map(len, next(iter(plans.values()))))
     checkpointing = "on" if cfg.model.get("gradient_checkpointing") else "off"
     sharded = "replicated" if isinstance(cfg.trainer.strategy, str) else "FSDP2"
+    noises = cfg.module.get("noises_per_clip", 1)
     clips = cfg.train.batch_size * cfg.train.accumulate
+    flops = clips * noises * counts.flops
     lines = [
         f"{counts.parameters / 1e6:,.1f} M parameters, {counts.trained / 1e6:,.1f} M trained, {counts.blocks} blocks, "
         f"{counts.tokens:,} tokens a clip; batch {cfg.train.batch_size} a device, {cfg.trainer.precision}, "
@@ -185,8 +214,9 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
     for row in next(iter(plans.values())):
         lines.append(f"{row:{width}}  " + "".join(f"{plans[n][row]:12.2f}" for n in devices))
     lines.append(
-        f"{clips * counts.flops / 1e12:,.3g} TFLOP a step and device ({clips} clips); at {USED:.0%} of the peak "
-        + ", ".join(f"{clips * counts.flops / (USED * peak):.3g} s on an {name}" for name, peak in PEAK.items())
+        f"{flops / 1e12:,.3g} TFLOP a step and device ({clips} clips{f' x {noises} noises' if noises > 1 else ''}); "
+        f"at {USED:.0%} of the peak "
+        + ", ".join(f"{flops / (USED * peak):.3g} s on an {name}" for name, peak in PEAK.items())
     )
     log.info("\n".join(lines))
     return plans

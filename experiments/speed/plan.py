@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timelapse.activations import kept_for_backward
 from timelapse.dataset.module import Stream, collate
-from timelapse.plan import GIB, count, planned
+from timelapse.plan import GIB, MOMENTS, count, planned
 from timelapse.stages import quiet
 
 KINDS = {
@@ -66,7 +66,7 @@ def measured(folder: Path, *overrides: str) -> tuple[dict[str, float], dict[str,
         "parameters": size([*backbone.parameters(), *module.losses.parameters()]),
         "buffers": size([*backbone.buffers()]),
         "gradients (fp32)": size([p.grad for p in trained]),
-        "AdamW moments (fp32)": size(moments),
+        MOMENTS[counts.optimizer]: size(moments),
         "average of weights (fp32)": size([*module.ema.values()]),
         "activations": bytes_["inputs"] + bytes_["ends"] if checkpointing else bytes_["kept"],
         "frozen codec": size([*run.model.codec.parameters()]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from timelapse.module.optimizer import Muon, check_kind, matrices_of, optimizer_of, orthogonal
+from timelapse.module.optimizer import Muon, check_kind, matrices_of, moments_of, optimizer_of, orthogonal
 
 
 class Net(nn.Module):
@@ -135,6 +135,20 @@ def test_parts_without_vectors_or_without_matrices_are_trained_too():
             part(torch.randn(2, 3)).square().sum().backward()
             optimizer.step()
             assert not torch.equal(part.weight, before["weight"])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_are_counted_as_they_are(kind):
+    net = Net()
+    optimizer = optimizer_of(kind, [net], 0.1, weight_decay=0.5)
+    train(net, optimizer, range(1))
+    kept = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
+    assert moments_of(kind, [net]) == sum(x.numel() * x.element_size() for x in kept)
+
+
+def test_moments_in_8_bits_have_codes_scales_and_a_table():
+    """As measured of torchao 0.18: two of 9344 bytes for a matrix of 64 x 128, float32 for its 128 biases."""
+    assert moments_of("adamw8bit", [nn.Linear(64, 128)]) == 2 * 9344 + 8 * 128
 
 
 def test_embedding_tables_inside_of_blocks_are_no_matrices():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,8 +19,11 @@ def check_kind(kind: str, sharded: bool = False) -> None:
     """ValueError where there is no such optimizer, its package is missing, or it cannot work on shards."""
     if kind not in KINDS:
         raise ValueError(f"module.optimizer={kind}: there is no such optimizer; {choice(kind, KINDS)}")
-    if kind == "adamw8bit" and find_spec("torchao") is None:
-        raise ValueError("module.optimizer=adamw8bit needs torchao; pip install torchao")
+    if kind == "adamw8bit":
+        try:
+            import torchao.optim  # noqa: F401  (from then on checkpoints that hold its tensors can be read)
+        except ImportError:
+            raise ValueError("module.optimizer=adamw8bit needs torchao; pip install torchao") from None
     if kind == "muon" and sharded:
         raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or module.optimizer=adamw")
 
@@ -87,6 +89,15 @@ def matrices_of(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
             if p.requires_grad and p.ndim >= 2 and ("block" in name or "layer" in name) and p not in tables:
                 found.append(p)
     return found
+
+
+def moments_of(kind: str, parts: Iterable[nn.Module]) -> int:
+    """Bytes of what an optimizer keeps of the trained parameters of `parts`, its steps' numbers left out."""
+    parts = list(parts)
+    sizes = [p.numel() for p in trained(parts)]
+    if kind == "adamw8bit":  # codes, a scale for each block, a table of 256 values; small or odd tensors stay whole
+        return sum(2 * (n + 4 * n // 256 + 4 * 256) if n >= 4096 and n % 256 == 0 else 8 * n for n in sizes)
+    return 8 * sum(sizes) - (4 * sum(p.numel() for p in matrices_of(parts)) if kind == "muon" else 0)
 
 
 class NormClipping:
