@@ -71,7 +71,7 @@ def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     path = stored.folder / f"{stored.keys[1]}.safetensors"
     before = path.read_bytes()
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    with pytest.raises(ValueError, match="damaged; delete it and run again"):
+    with pytest.raises(ValueError, match="damaged or gone; delete it and run again"):
         stored[1]
     untouched = (stored.folder / f"{stored.keys[0]}.safetensors").stat().st_mtime_ns
     assert torch.equal(build(run, tmp_path)[1]["mean"], load(before)["mean"]) and path.read_bytes() == before

@@ -125,3 +125,24 @@ def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeyp
             "metric=[frechet_video]",
             f"metric.frechet_video.net.weights={tmp_path}/none.pt",
         )
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["+experiment=drepa_vjepa", "sampler=image_to_video"], "choose sampler=ddim"),
+        (["+experiment=svd_backward", "sampler=ddim"], "for SVD choose sampler=image_to_video"),
+        (["+experiment=drepa_vjepa", "sampler=frameinit", "sampler.start.level=5000"], r"level=5000 .* use 0\.\.999"),
+        (["+experiment=drepa_vjepa", "sampler.steps=2000"], r"sampler.steps is 2000"),
+        (["+experiment=drepa_vjepa", "input.camera=pan_left", "input.image={a}", "input.frame=0"], "sampler=frameinit"),
+        (["+experiment=drepa_vjepa", "input.image=[{a},{b}]"], "names 2 pictures, input.frame 1 places"),
+        (
+            ["+experiment=consisti2v", "dataset=clips", "dataset.root=x", "dataset.buckets=[[17,64,64],[17,64,60]]"],
+            r"video.height=64, video.width=60",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused_at_the_start(tmp_path, pictures, typed, said):
+    a, b = pictures
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path, *[option.format(a=a, b=b) for option in typed])

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from timelapse.dataset.module import collate
+from timelapse.dataset.module import alike, collate
 
 VERSION = 1  # raise when the meaning of a stored number changes
 WRITE_DOWN = 60.0  # seconds between two writes of a part: a kill loses no more, and those who wait see a sign of life
@@ -60,22 +60,24 @@ class Cached(Dataset):
     pixels: False leaves the video out. The dataset is touched for what the cache does not hold only: where the frames
     are stored too (8 bits), or nobody asks for them, nothing is decoded or painted again.
     A file whose digest is not the index's raises ValueError, naming it and the way out: it is never silently used.
+    patience: seconds to wait for such a file, which another process may just be making again.
     """
 
-    def __init__(self, dataset: Dataset, folder: Path | str, pixels: bool = True):
-        self.dataset, self.folder, self.pixels = dataset, folder, pixels
+    def __init__(self, dataset: Dataset, folder: Path | str, pixels: bool = True, patience: float = 0.0):
+        self.dataset, self.folder, self.pixels, self.patience = dataset, folder, pixels, patience
         self.index, self.captions = known(Store(folder))
         self.keys = keys(dataset)
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]] | None:
+        return getattr(self.dataset, "shapes", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         key = self.keys[i]
-        data = Store(self.folder).read(f"{key}.safetensors")
-        if digest(data) not in self.index[key]:
-            raise ValueError(f"cache file {self.folder}/{key}.safetensors is damaged; delete it and run again")
-        stored = load(data)
+        stored = load(self.read(key))
         video = stored.pop("video", None)
         item = {"key": key, "caption": self.captions[key]}
         if self.pixels and video is None:
@@ -83,6 +85,23 @@ class Cached(Dataset):
         elif self.pixels:
             item["video"] = video.float() / 127.5 - 1
         return {**item, **{k: v if k == "seconds" else v.float() for k, v in stored.items()}}
+
+
+    def read(self, key: str) -> bytes:
+        """A clip's file, found intact."""
+        store, end = Store(self.folder), time.monotonic() + self.patience
+        while True:
+            try:
+                if digest(data := store.read(f"{key}.safetensors")) in self.index[key]:
+                    return data
+            except FileNotFoundError:
+                pass
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"cache file {self.folder}/{key}.safetensors is damaged or gone; delete it and run again"
+                )
+            time.sleep(1)
+            self.index, self.captions = known(store)
 
 
 class Store:
@@ -156,7 +175,8 @@ def cached(
     folder = f"{root}/{name}" if "://" in str(root) else Path(root) / name
     store, names, (which, of) = Store(folder), keys(dataset), share()
     # Whole batches, cut where any number of processes would cut them: the last bits depend on the neighbours.
-    batches = chunks(list(range(len(names))), batch_size)[which::of] if which < of else []
+    batches_of = alike(dataset, range(len(names)), batch_size)
+    batches = batches_of[which::of] if which < of else []
     own = [names[i] for batch in batches for i in batch]
     verified = intact(store, own, known(store)[0])
     missing = {*own} - verified.keys()
@@ -192,29 +212,37 @@ def cached(
                 part.to("cpu")
         verified |= made["clips"]
     if which < of:  # else a child, whose parent has waited
-        verified = wait_for_others(store, names, verified, batch_size, of)
+        verified = wait_for_others(store, names, verified, batches_of, of)
     if which == 0:
         merge(store, parts, {key: verified[key] for key in names})
-    return Cached(dataset, folder, pixels)
+    return Cached(dataset, folder, pixels, patience=PATIENCE if of > 1 else 0.0)
 
 
 def wait_for_others(
-    store: Store, names: list[str], verified: dict[str, str], batch_size: int, of: int
+    store: Store, names: list[str], verified: dict[str, str], batches: list[list[int]], of: int
 ) -> dict[str, str]:
-    """Digests of all clips, once each file was found intact: that an earlier start wrote a clip down says nothing of
-    what the process that has it in its share finds now. TimeoutError after PATIENCE without a change.
+    """Digests of all clips, once the file of each is there and written down. TimeoutError after PATIENCE without a
+    change.
+
+    The files of other processes' shares are not read for that, which would be the whole cache once a process: what
+    one of them finds damaged now it makes again, and `Cached.read` waits for it.
     """
+    whose_is = {i: n % of for n, batch in enumerate(batches) for i in batch}
     last, since, told = None, time.monotonic(), None
     while True:
-        written, _ = known(store)
-        verified = verified | intact(store, [key for key in names if key not in verified], written)
+        (written, _), there = known(store), {*store.names("*.safetensors")}
+        for key in names:
+            if key not in verified and key in written and f"{key}.safetensors" in there:
+                # Made again with other last bits: only its file says which.
+                found = intact(store, [key], written) if len(written[key]) > 1 else {key: min(written[key])}
+                verified |= found
         rest = [i for i, key in enumerate(names) if key not in verified]
         if not rest:
             return verified
         sign, now = (len(rest), sum(map(len, written.values()))), time.monotonic()
         if sign != last:
             last, since = sign, now
-        awaited = sorted({i // batch_size % of for i in rest})
+        awaited = sorted({whose_is[i] for i in rest})
         whose = f"{len(rest)} clips that processes {', '.join(map(str, awaited))} of {of} have in their share"
         if now - since > PATIENCE:
             raise TimeoutError(
@@ -282,10 +310,6 @@ def intact(store: Store, keys: list[str], written: dict[str, set[str]]) -> dict[
         except FileNotFoundError:
             pass
     return found
-
-
-def chunks(items: list[int], size: int) -> list[list[int]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def write(path: Path, data: bytes) -> None:

@@ -59,11 +59,24 @@ def check_input(cfg: Any) -> None:
     if cfg.input.frames is not None:
         check_frames(cfg.input.frames, cfg.input.between, cfg.video.frames)
     elif cfg.input.image is not None:
-        images = [cfg.input.image] if isinstance(cfg.input.image, str) else list(cfg.input.image)
+        images, frames = listed(cfg.input.image), listed(cfg.input.frame)
         check_files("input.image", [image for image in images if image != "generate"])
+        if len(images) != len(frames):
+            raise ValueError(
+                f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
+            )
     if cfg.input.camera is not None:
         if cfg.input.image is None:
             raise ValueError("input.camera moves over a picture of your own; give input.image=photo.jpg")
+        if len(images) != 1 or frames != [0]:
+            raise ValueError(
+                "input.camera moves over one picture from frame 0 on; give one input.image and input.frame=0"
+            )
+        if cfg.sampler.get("start") is None:
+            raise ValueError(
+                "input.camera leads the sampler's start; choose sampler=frameinit or consisti2v, "
+                "for SVD image_to_video_frameinit"
+            )
         check_camera(cfg.input.camera, cfg.input.points)
 
 
@@ -87,7 +100,6 @@ def check_known(cfg: Any, parts: dict[str, Any]) -> None:
 
 def asked_frames(cfg: Any) -> list[tuple[str, list[int]]]:
     """(option, known frames) of each kind of clip that a run samples, also while it trains."""
-    listed = lambda frames: [frames] if isinstance(frames, int) else list(frames)
     validation = [("sample.frames", listed(frames)) for frames in listed(cfg.sample.frames)]
     asked = validation[:1] if "fit" in cfg.stages and cfg.train.sample_every else []
     if "sample" not in cfg.stages:
@@ -107,6 +119,11 @@ def instead(cfg: Any, option: str, told: Sequence[list[int]]) -> str:
     return " or ".join(map(typed.format, one))
 
 
+def listed(x: Any) -> list[Any]:
+    """One, or several as typed: a.jpg or [a.jpg,b.jpg], 0 or [0,16]."""
+    return [x] if isinstance(x, (str, int)) else list(x)
+
+
 def check_files(name: str, files: list[str]) -> None:
     for file in files:
         if not Path(file).is_file():
@@ -118,24 +135,19 @@ def sample_input(run: Any) -> None:
     from timelapse.dataset.fit import load_image
 
     cfg = run.cfg
-    listed = lambda x: [x] if isinstance(x, (str, int)) else list(x)
     images, frames = listed(cfg.input.image), listed(cfg.input.frame)
     T, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
     if images == ["generate"]:
         from timelapse.text_to_image import first_picture
 
         images = [first_picture(cfg.input.text_to_image, cfg.input.prompt, *size, run.out, cfg.seed, run.device)]
-    if len(images) != len(frames):
-        raise ValueError(
-            f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
-        )
     video, known = torch.zeros(T, 3, *size), given(frames, T)
     sampler, layout = build(cfg.sampler), None
     for path, frame in zip(images, frames):
         video[frame], fitted = load_image(path, *size)
         log.info(f"{path}: {fitted}; frame {frame} of 0..{T - 1}")
     if cfg.input.camera is not None:
-        layout = camera_layout(cfg, images, frames, sampler)
+        layout = camera_layout(cfg, images[0], sampler)
         video[0] = layout[0]
     caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
     name = "-".join(dict.fromkeys(Path(p).stem for p in images))
@@ -159,21 +171,14 @@ def sample_input(run: Any) -> None:
     keep_only(folder, keys)
 
 
-def camera_layout(cfg: Any, images: list[str], frames: list[int], sampler: Any) -> Tensor:
+def camera_layout(cfg: Any, image: str, sampler: Any) -> Tensor:
     """(T,3,H,W): the picture under `input.camera`; the sampler gets the paper's strength for it, or the user's."""
     from timelapse.dataset.fit import to_unit
     from timelapse.dataset.photos import read_photo
     from timelapse.sampler.camera import camera_motion, level_of
 
-    if len(images) != 1 or frames != [0]:
-        raise ValueError("input.camera moves over one picture from frame 0 on; give one input.image and input.frame=0")
-    if getattr(sampler, "start", None) is None:
-        raise ValueError(
-            "input.camera leads the sampler's start; choose sampler=frameinit or consisti2v, "
-            "for SVD image_to_video_frameinit"
-        )
     height, width = cfg.video.height, cfg.video.width
-    picture = to_unit(torch.from_numpy(read_photo(images[0], 2 * height, 2 * width)).permute(2, 0, 1))
+    picture = to_unit(torch.from_numpy(read_photo(image, 2 * height, 2 * width)).permute(2, 0, 1))
     layout = camera_motion(picture, cfg.input.camera, cfg.video.frames, height, width, cfg.input.points)
     level, cutoff = level_of(cfg.input.camera)
     reference = getattr(sampler.start, "reference", None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timelapse.randomness import randn
-from timelapse.sampler.euler import check_steps, euler
+from timelapse.sampler.euler import check_process, check_steps, euler
 from timelapse.sampler.fuse import WEIGHTS, fused
 from timelapse.sampler.init import FrameInit, begin
 from timelapse.types import Condition
@@ -50,6 +50,10 @@ class DualDirectional:
         self.recurrence, self.recurrence_share, self.progress = recurrence, recurrence_share, progress
         self.start = start
         self.told = None if weights == "forward" else ([0, -1],)  # which frames may be known, together; None: any
+
+    def check(self, process: Any) -> None:
+        """ValueError if this cannot sample a model of `process`."""
+        check_process(process, self.start)
 
     @torch.no_grad()
     def __call__(

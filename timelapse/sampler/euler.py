@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from timelapse.edm import Edm
 from timelapse.sampler.guide import Denoiser
+from timelapse.sampler.init import FrameInit
 
 
 def step(x: Tensor, z0: Tensor, level: float, after: float) -> Tensor:
@@ -104,6 +105,17 @@ def check_steps(steps: object) -> int:
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"sampler.steps is {steps!r}; expected a whole number of 1 or more, e.g. 25")
     return steps
+
+
+def check_process(process: object, start: FrameInit | None = None) -> None:
+    """ValueError unless the process has EDM's noise levels, and `start` can begin on it."""
+    if not hasattr(process, "levels"):
+        raise ValueError(
+            "sampler: this one counts in EDM's noise levels, which this model's process has not; it is for SVD "
+            "(+experiment=svd_backward or inbetween); for this model choose sampler=ddim"
+        )
+    if start is not None:
+        start.check(process)
 
 
 def guidance_ramp(guidance: float | tuple[float, float], frames: int, device: torch.device) -> Tensor:

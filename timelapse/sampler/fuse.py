@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timelapse.sampler.euler import guidance_ramp
+from timelapse.sampler.euler import check_process, guidance_ramp
 from timelapse.sampler.guide import Denoiser
 from timelapse.types import Condition
 
@@ -35,11 +35,7 @@ def fused(
     if weights not in WEIGHTS:
         raise ValueError(f"sampler.weights is {weights!r}; choose one of {', '.join(WEIGHTS)}")
     backbone, process = backbone or model.backbone, model.process
-    if not hasattr(process, "levels"):
-        raise ValueError(
-            f"sampler: this one counts in EDM's noise levels, which {type(model).__name__}'s process has not; it is "
-            f"for SVD (+experiment=svd_backward or inbetween); for this model choose sampler=ddim"
-        )
+    check_process(process)
     motion = "forward" if weights == "forward" else motion
     frames, device = condition.latent.shape[1], condition.latent.device
     ramp = guidance_ramp(guidance, frames, device)

@@ -121,6 +121,14 @@ class FrameInit:
         """Low frequencies of the layout noised with `noise`, the rest from `fresh`."""
         if layout.shape != noise.shape:
             raise ValueError(f"frameinit: the layout is {tuple(layout.shape)}, the noise {tuple(noise.shape)}")
+        process = self.check(process)
+        alpha_bar = float(process.alpha_bar[self.level])
+        noised = math.sqrt(alpha_bar) * layout + math.sqrt(1 - alpha_bar) * noise
+        size = (noise.shape[1], *noise.shape[3:])
+        return exchange(noised, fresh, low_pass(size, **self.filter))
+
+    def check(self, process: Process) -> Process:
+        """The process that `level` counts on, for a model of this one; ValueError if it cannot."""
         process = self.reference or process
         if not hasattr(process, "alpha_bar"):
             raise ValueError(
@@ -129,10 +137,7 @@ class FrameInit:
             )
         if not 0 <= self.level < process.steps:
             raise ValueError(f"frameinit: level={self.level} is outside of the process; use 0..{process.steps - 1}")
-        alpha_bar = float(process.alpha_bar[self.level])
-        noised = math.sqrt(alpha_bar) * layout + math.sqrt(1 - alpha_bar) * noise
-        size = (noise.shape[1], *noise.shape[3:])
-        return exchange(noised, fresh, low_pass(size, **self.filter))
+        return process
 
 
 class FreeInit(FrameInit):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timelapse.randomness import randn
 from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image, keep_known
 from timelapse.sampler.init import FrameInit, FreeInit, begin
+from timelapse.sampler.integrate import timesteps
 from timelapse.types import Condition
 
 
@@ -48,6 +49,13 @@ class Standard:
         self.dynamic, self.progress = dynamic, progress
         self.image_guidance, self.null_frame = image_guidance, null_frame
         self.start, self.refine, self.n_chunks = start, refine, n_chunks
+
+    def check(self, process: Any) -> None:
+        """ValueError if this cannot sample a model of `process`."""
+        timesteps(process, self.steps)
+        for part in (self.start, self.refine):
+            if part is not None:
+                part.check(process)
 
     @torch.no_grad()
     def __call__(

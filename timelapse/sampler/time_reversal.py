@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from timelapse.sampler.dual_directional import fresh_noise
-from timelapse.sampler.euler import check_steps, euler_with_jumps
+from timelapse.sampler.euler import check_process, check_steps, euler_with_jumps
 from timelapse.sampler.fuse import fused
 from timelapse.sampler.init import FrameInit, begin
 from timelapse.types import Condition
@@ -43,6 +43,10 @@ class TimeReversal:
         self.steps, self.guidance, self.progress = check_steps(steps), tuple(guidance), progress
         self.start = start
         self.jumps = {"length": jump_length, "times": jump_times, "share": jump_share, "ratio": noise_ratio}
+
+    def check(self, process: Any) -> None:
+        """ValueError if this cannot sample a model of `process`."""
+        check_process(process, self.start)
 
     @torch.no_grad()
     def __call__(
