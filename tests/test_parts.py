@@ -109,7 +109,7 @@ def test_an_optimizer_that_cannot_work_is_refused_before_clips_are_encoded(tmp_p
         run = Run(frozen(compose("config", [*composed, "trainer.accelerator=cpu"])), tmp_path / "run")
     with pytest.raises(ValueError, match=said):
         run.check()
-        run.train_clips
+        assert run.train_clips
     assert not (tmp_path / "cache").exists()
 
 

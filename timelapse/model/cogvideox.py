@@ -141,7 +141,7 @@ class CogVideoX:
     # -- shapes ------------------------------------------------------------------------------------------------
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels; ValueError if the networks cannot take it."""
+        """(t,c,h,w) of a clip of `frames` pictures of height x width pixels; ValueError if it does not fit."""
         vae, net = self.numbers["vae"], self.numbers["transformer"]
         spatial, temporal = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["temporal_compression_ratio"])
         shape = (frames - 1) // temporal + 1, vae["latent_channels"], height // spatial, width // spatial
