@@ -211,8 +211,7 @@ def cached(
             if part is not None:
                 part.to("cpu")
         verified |= made["clips"]
-    if which < of:  # else a child, whose parent has waited
-        verified = wait_for_others(store, names, verified, batches_of, of)
+    verified = wait_for_others(store, names, verified, batches_of, of)
     if which == 0:
         merge(store, parts, {key: verified[key] for key in names})
     return Cached(dataset, folder, pixels, patience=PATIENCE if of > 1 else 0.0)

@@ -48,7 +48,6 @@ class Background:
     def _write(self, path: Path, work: Callable[[Path], None]) -> None:
         part = aside(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             work(part)
             self.error = None
         except BaseException as error:  # what torch.distributed.checkpoint raises is no Exception
@@ -106,6 +105,7 @@ class OneFile(CheckpointIO):
         state, path = on_cpu(checkpoint), Path(path)
 
         def work(part: Path) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
             store(state, part)
             publish(part, path)
 

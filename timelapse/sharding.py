@@ -77,15 +77,27 @@ class Fsdp2(ModelParallelStrategy):
         state = on_cpu(state)
 
         def work(part: Path) -> None:
-            if self.global_rank == 0:
-                remove(part)
-            torch.distributed.barrier(group=self.savers)
+            self.begin(part)
             dcp.save(state, checkpoint_id=part, process_group=self.savers)  # fails on all processes if on one of them
             if self.global_rank == 0:  # after what others wait for, and last: a folder without it is no checkpoint
                 store(checkpoint, part / META)
                 publish(part, path)
 
         self.background.hold(path, work)
+
+    def begin(self, part: Path) -> None:
+        """Make room for a checkpoint; OSError on all processes if one cannot, or the others would wait for it."""
+        error = None
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            if self.global_rank == 0:
+                remove(part)
+        except OSError as failed:
+            error = failed
+        count = torch.tensor(float(error is not None))
+        torch.distributed.all_reduce(count, group=self.savers)
+        if count:
+            raise error or OSError(f"{part.parent}: {int(count)} other processes cannot write there")
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Into the module and its optimizers, from shards or from one file; returns the rest.

@@ -71,9 +71,6 @@ class ImageVae(NormClipping, L.LightningModule):
         """What stages and callbacks call the trained network."""
         return self.vae
 
-    def materialise(self, strategy: Any = None) -> None:
-        """Nothing to do: the VAE is built whole."""
-
     def rate(self, step: int) -> float:
         """Learning rate at a step."""
         first, last = self.rates
