@@ -66,6 +66,21 @@ def test_forward_weight_one_is_the_plain_pipeline(small_svd, steps, guidance):
     torch.testing.assert_close(model.codec.decode(expected), video, rtol=0, atol=1e-5)
 
 
+def test_norm_groups_are_the_only_thing_that_norm_groups_change(small_svd):
+    plain, few = small_svd(seed=3), small_svd(seed=3, norm_groups=4)
+    for a, b in ((plain.backbone.unet, few.backbone.unet), (plain.codec.vae, few.codec.vae)):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        groups = lambda module: {m.num_groups for m in module.modules() if isinstance(m, torch.nn.GroupNorm)}
+        assert groups(a) == {32} and groups(b) == {4}
+    picture = torch.rand(1, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    norm = few.codec.vae.encoder.down_blocks[0].resnets[0].norm1
+    x = few.codec.vae.encoder.conv_in(picture[0])
+    mean, var = (f(x.unflatten(1, (4, 8)), dim=(2, 3, 4), keepdim=True) for f in (torch.mean, torch.var))
+    n = x[0].numel() / 4
+    expected = ((x.unflatten(1, (4, 8)) - mean) / (var * (n - 1) / n + norm.eps).sqrt()).flatten(1, 2)
+    torch.testing.assert_close(norm(x), expected * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1))
+
+
 @pytest.mark.parametrize("height, width", [(70, 40), (33, 64), (16, 20)])
 def test_pictures_shrink_for_clip_as_in_the_pipeline(height, width):
     from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing

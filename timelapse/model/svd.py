@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from timelapse.model.svd_backbone import SvdBackbone
 from timelapse.model.svd_codec import SvdCodec
 from timelapse.types import Condition
 
+log = logging.getLogger("timelapse")
 FOLDERS = {"unet": "unet", "vae": "vae", "vision": "image_encoder"}  # of a diffusers pipeline
 
 
@@ -33,6 +35,8 @@ class SVD:
         training added, from a `delta.safetensors` (stage export) or a run directory that has one, of this or another
         checkpoint.
     fps, motion_bucket, noise_augmentation: what the UNet is told of every clip; frames a second reach it as fps - 1.
+    norm_groups: of UNet and VAE; None: diffusers' 32. With few channels a group, as small networks would have,
+    normalisation eats absolute colour. diffusers has no such option: an exported network opens with 32.
     joint, gradient_checkpointing, compile: see `SvdBackbone`. chunk: see `SvdCodec`.
     dtype: of the UNet's frozen or trained weights. frozen_dtype: of VAE and CLIP; the VAE stays in float32 under
     float16 when its config says `force_upcast`.
@@ -49,6 +53,7 @@ class SVD:
         fps: float = 7,
         motion_bucket: float = 127,
         noise_augmentation: float = 0.02,
+        norm_groups: int | None = None,
         joint: bool = True,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -74,7 +79,7 @@ class SVD:
         self.process, self.weights, self.reverse, self.seed = process, weights, reverse, seed
         self.ids = (fps - 1, motion_bucket, noise_augmentation)
         self.joint, self.gradient_checkpointing, self.compile = joint, gradient_checkpointing, compile
-        self.chunk = chunk
+        self.chunk, self.norm_groups = chunk, norm_groups
         self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -142,6 +147,8 @@ class SVD:
         `StableVideoDiffusionPipeline.from_pretrained` opens."""
         from timelapse.model.svd_export import save_delta, save_pipeline
 
+        if self.norm_groups and self.reverse is None:
+            log.warning(f"svd: diffusers opens this with 32 norm groups, it was made with {self.norm_groups}")
         (save_pipeline if self.reverse is None else save_delta)(self, backbone or self.backbone, Path(folder))
 
     def ship(self, recipe: str, text: bool = False) -> list[Path]:
@@ -150,7 +157,7 @@ class SVD:
             card = {"train": list(self.reverse["train"]), "rotate": self.reverse["rotate"], "recipe": recipe}
             return [assets.save("svd_tiny_backward", self.backbone.delta(), card)]
         parts = {"unet": self.backbone.unet, "vision": self.codec.vision}
-        card = lambda part: {"config": self.numbers[part], "recipe": recipe}
+        card = lambda part: {"config": self.numbers[part] | {"norm_groups": self.norm_groups}, "recipe": recipe}
         return [assets.save(f"svd_tiny_{name}", part.state_dict(), card(name)) for name, part in parts.items()]
 
     # -- weights -----------------------------------------------------------------------------------------------
@@ -166,8 +173,11 @@ class SVD:
             return module
         with weights.seeded(self.seed):
             module = kind(CLIPVisionConfig(**numbers)) if vision else kind(**numbers)
+        for norm in module.modules() if self.norm_groups else ():
+            if isinstance(norm, nn.GroupNorm):
+                norm.num_groups = self.norm_groups
         if not weights.meta() and source is not None:
-            weights.shipped("svd", part, source, module, numbers)
+            weights.shipped("svd", part, source, module, numbers | {"norm_groups": self.norm_groups})
         return nn.Module.to(module, dtype)
 
 
