@@ -149,6 +149,7 @@ def test_the_search_recipe_composes():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["+experiment=drepa_vjepa", "+sweep=optuna"], return_hydra_config=True)
     assert len(cfg.objective) == len(cfg.hydra.sweeper.direction) == 2
+    assert cfg.hydra.sweeper.max_failure_rate == 1.0  # the sweeper counts batch by batch, and a batch is one trial
     for key in cfg.hydra.sweeper.params:
         assert OmegaConf.select(cfg, key) is not None, key
     assert identity(["+sweep=optuna", "objective=val/denoise", "seed=1"]) == identity(["seed=1"])
