@@ -66,6 +66,21 @@ def test_stored_frames_are_the_clips_to_8_bits_and_nothing_is_decoded(run, tmp_p
     assert build(run, tmp_path).folder != stored.folder
 
 
+def test_a_text_encoder_that_is_trained_is_not_in_the_cache(tmp_path):
+    """Its next weights go on with the same clips; a fit then embeds each caption anew."""
+    from timelapse.stages import fit
+
+    typed = ["+module.train_text=true", "train.steps=2"]
+    first, second = (small_run(tmp_path / name, *typed, f"paths.cache={tmp_path}/cache") for name in "ab")
+    weight = next(second.model.text.parameters())
+    with torch.no_grad():
+        weight += 0.1
+    assert first.train_clips.folder == second.train_clips.folder and "tokens" not in first.train_clips[0]
+    before = weight.detach().clone()
+    fit(second)
+    assert not torch.equal(weight, before)
+
+
 def test_a_damaged_file_is_refused_and_then_made_again(run, tmp_path):
     stored = build(run, tmp_path)
     path = stored.folder / f"{stored.keys[1]}.safetensors"

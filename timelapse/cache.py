@@ -155,18 +155,20 @@ def cached(
     batch_size: int = 4,
     pixels: bool = True,
     store_pixels: bool = False,
+    captions: bool = True,
 ) -> Cached:
     """Build what is missing or damaged of the dataset's cache, then return the dataset on top of it.
 
     spec: what else shaped the clips (the dataset's config); JSON-able. store_pixels: keep the frames too, with
-    8 bits: 0.2 MB a clip of 17 x 64 x 64, but 50 MB at 49 x 480 x 720.
+    8 bits: 0.2 MB a clip of 17 x 64 x 64, but 50 MB at 49 x 480 x 720. captions: False leaves `tokens` out, for a text
+    encoder that is trained; its weights then do not matter to what is kept.
     """
     parts = {
         "version": VERSION,
         "spec": spec,
         "files": getattr(dataset, "fingerprint", lambda: "")(),
         "codec": fingerprint(model.codec, without="vae.decoder."),  # another decoder leaves the latents as they are
-        "text": fingerprint(model.text),
+        "text": fingerprint(model.text if captions else None),
         "encoder": fingerprint(encoder),
     }
     if store_pixels:
@@ -193,7 +195,9 @@ def cached(
             mean, std = model.codec.moments(video)
             first_mean, first_std = model.codec.moments(video[:, :1])
             rows = {"mean": mean, "std": std, "first_mean": first_mean, "first_std": first_std}
-            rows |= {"tokens": model.text.encode(batch["caption"]), "seconds": batch["seconds"]}
+            rows["seconds"] = batch["seconds"]
+            if captions:
+                rows["tokens"] = model.text.encode(batch["caption"])
             if encoder is not None:
                 rows["feature"] = encoder(video, model.grid_of(mean.shape)).half()
             if store_pixels:

@@ -165,7 +165,9 @@ class Run:
         pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
         root = self.cfg.paths.cache  # a folder, or what fsspec opens
         store = self.cfg.cache.pixels and split == "train"
-        return cached(dataset, root, spec, self.model, self.encoder, self.device, pixels=pixels, store_pixels=store)
+        captions = not getattr(self.module, "train_text", False)
+        options = {"pixels": pixels, "store_pixels": store, "captions": captions}
+        return cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
 
     def note(self, skipped: list[tuple[Any, str]]) -> None:
         """notes.json for the report: what stands in for what, and which files were left out, with the reason."""
