@@ -46,7 +46,8 @@ class Run:
             if denoises and not hasattr(sampler, "pixels"):  # else a baseline without a network
                 for shape in self.cfg.dataset.get("buckets") or [(video.frames, video.height, video.width)]:
                     self.model.latent_shape(*shape)
-                sampler.check(self.model.process)
+                if hasattr(sampler, "check"):
+                    sampler.check(self.model.process)
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)
