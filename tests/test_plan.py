@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+import timelapse.plan
 from timelapse.activations import kept_for_backward
 from timelapse.parts import Run
 from timelapse.plan import (
@@ -29,6 +31,25 @@ COUNTS = Counts(
     parameters=1000, trained=100, blocks=10, width=8, tokens=50, frozen={"codec": 7}, owned=20, moments=960, buffers=36,
     largest=90, kept=9000, inputs=1600, ends=300, block=870,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch):
+    """Counting takes seconds and depends on these groups alone."""
+    plain, mine = timelapse.plan.count, globals()
+
+    def remembered(cfg):
+        key = "".join(OmegaConf.to_yaml(cfg.get(group) or {}) for group in ("model", "loss", "video", "module"))
+        if key not in REMEMBERED:
+            REMEMBERED[key] = plain(cfg)
+        return REMEMBERED[key]
+
+    monkeypatch.setattr(timelapse.plan, "count", remembered)
+    monkeypatch.setitem(mine, "count", remembered)
+
+
+REMEMBERED: dict = {}
+SMALL = ("model.weights=null", "model.transformer.num_layers=2")
 
 
 def config(*overrides: str, experiment: str = "drepa_vjepa"):
@@ -107,7 +128,7 @@ def test_what_autograd_keeps_is_the_closed_form_and_what_a_real_step_keeps():
 def test_tiny_counts_are_those_of_the_built_model():
     from timelapse.build import build
 
-    cfg = config("model.weights=null")
+    cfg = config(*SMALL)
     counts, backbone = count(cfg), build(cfg.model).backbone
     assert counts.parameters == sum(p.numel() for p in backbone.parameters()) == counts.trained
     assert counts.tokens == 5 * 8 * 8 + cfg.model.transformer.max_text_seq_length and counts.width == backbone.width
@@ -115,17 +136,17 @@ def test_tiny_counts_are_those_of_the_built_model():
 
 def test_operations_are_those_of_the_matrices():
     """Twice the weights of every matrix product for each token, attention 4 N N D, and twice that backward."""
-    cfg = config("model.weights=null")
+    cfg = config(*SMALL)
     counts, numbers = count(cfg), cfg.model.transformer
     tokens, width, layers = counts.tokens, counts.width, counts.blocks
     video = tokens - numbers.max_text_seq_length
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width  # 4 for attention's, 8 for the feed-forward's matrices
     ends = 2 * video * width * 4 * (numbers.in_channels + numbers.out_channels)  # patches of 2 x 2
     assert counts.flops == pytest.approx(3 * (layers * block + ends), rel=0.03)  # the rest is once a clip
-    again = count(config("model.weights=null", "model.gradient_checkpointing=true")).flops
+    again = count(config(*SMALL, "model.gradient_checkpointing=true")).flops
     assert again == pytest.approx(4 / 3 * counts.flops, rel=0.03)  # every block runs forward once more
     lora = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_k, to_v, to_out.0]}"
-    assert count(config("model.weights=null", lora)).flops < 0.9 * counts.flops  # no gradients of frozen matrices
+    assert count(config(*SMALL, lora)).flops < 0.9 * counts.flops  # no gradients of frozen matrices
 
 
 @pytest.mark.parametrize("experiment", ["svd_backward", "drepa_vjepa"])
@@ -139,7 +160,7 @@ def test_checkpointing_changes_operations_and_not_what_blocks_would_keep_without
 
 
 def test_each_noise_of_a_clip_is_a_pass_of_its_own(caplog):
-    one, four = (config("model.weights=null", f"module.noises_per_clip={n}") for n in (1, 4))
+    one, four = (config(*SMALL, f"module.noises_per_clip={n}") for n in (1, 4))
     rows, more = (planned(cfg, count(cfg), 1) for cfg in (one, four))
     assert more["activations"] == pytest.approx(4 * rows["activations"])
     assert more["parameters"] == rows["parameters"]
@@ -212,9 +233,9 @@ def test_what_cannot_be_held_is_said_with_its_numbers_and_what_to_type():
 
 
 def test_the_text_encoder_stays_only_where_captions_are_not_cached():
-    counts = count(config("model.weights=null"))
-    assert "frozen text encoder" not in planned(config("model.weights=null"), counts, 1)
-    assert "frozen text encoder" in planned(config("model.weights=null", "cache.enabled=false"), counts, 1)
+    counts = count(config(*SMALL))
+    assert "frozen text encoder" not in planned(config(*SMALL), counts, 1)
+    assert "frozen text encoder" in planned(config(*SMALL, "cache.enabled=false"), counts, 1)
 
 
 @pytest.mark.slow
