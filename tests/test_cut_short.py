@@ -52,10 +52,8 @@ def test_what_is_cut_short_leaves_the_last_good_one(tmp_path, trainer):
     said = (tmp_path / f"rank{victim}.log").read_text()
     assert codes[victim] == 1
     line = [line for line in said.splitlines() if line.startswith("ValueError")][-1]
-    assert (
-        f"could not be written to {folder} ([Errno 27] File too large" in line
-        and "goes on from step000002.ckpt" in line
-    )
+    assert f"could not be written to {folder} (" in line and "goes on from step000002.ckpt" in line
+    assert "[Errno 27] File too large" in line or "a file ended early: a full disk or quota" in line
     assert [path.name for path in folder.iterdir()] == ["step000002.ckpt"]
     assert read(newest(folder))["global_step"] == good["global_step"] == 2
 
