@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from timelapse.build import frozen  # noqa: E402
 from timelapse.dataset.write import read_video  # noqa: E402
-from timelapse.inbetween import chain, fill, gaps_of  # noqa: E402
+from timelapse.inbetween import chain, fill  # noqa: E402
+from timelapse.input import gaps_of  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
 from timelapse.stages import evaluate, export, fit, sample  # noqa: E402

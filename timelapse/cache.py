@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from timelapse.atomic import write
 from timelapse.dataset.module import alike, collate
 
 VERSION = 1  # raise when the meaning of a stored number changes
@@ -85,7 +86,6 @@ class Cached(Dataset):
         elif self.pixels:
             item["video"] = video.float() / 127.5 - 1
         return {**item, **{k: v if k == "seconds" else v.float() for k, v in stored.items()}}
-
 
     def read(self, key: str) -> bytes:
         """A clip's file, found intact."""
@@ -313,13 +313,6 @@ def intact(store: Store, keys: list[str], written: dict[str, set[str]]) -> dict[
         except FileNotFoundError:
             pass
     return found
-
-
-def write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def rank() -> int:

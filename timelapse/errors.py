@@ -9,6 +9,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from timelapse.help import CONF
+
 MISTAKES = (HydraException, OmegaConfBaseException)
 
 
@@ -41,8 +43,6 @@ def root_cause(error: BaseException) -> BaseException:
 
 def options_of(group: str) -> list[str]:
     """Files of a config group."""
-    from timelapse.run import CONF
-
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
@@ -58,8 +58,6 @@ def check_added(overrides: Iterable[str], keys: Iterable[str]) -> None:
 
     keys: of the composed config, those that were added among them.
     """
-    from timelapse.run import CONF
-
     added = {o: o.lstrip("+").split("=")[0].split(".")[0].split("@")[0] for o in overrides if o.startswith("+")}
     known = {*keys} - {*added.values()} | {path.stem for path in CONF.iterdir()}
     for override, key in added.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from timelapse.atomic import write_json
 from timelapse.build import build_all
 from timelapse.dataset.fit import to_unit
 from timelapse.dataset.write import read_video
@@ -25,8 +26,6 @@ def evaluate_run(run: Any) -> float | None:
 
     The exact .mkv files are measured, never the .mp4 made for looking. Returns the first metric's value.
     """
-    from timelapse.parts import save_json
-
     folder = run.out / "samples"
     chosen = {path.stem: path for path in sorted(folder.glob("*.json"))}
     if not chosen:
@@ -36,8 +35,8 @@ def evaluate_run(run: Any) -> float | None:
     numbers, per_clip = evaluate(metrics, bar, alone=True)
     real, _ = evaluate(metrics, truths(folder, list(chosen)), alone=True)  # what SC and MD of the real clips are
     n = {name: numbers.get(f"{name}_n") for name in metrics}
-    save_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
-    save_json(
+    write_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
+    write_json(
         run.out / "evaluation.json",
         {
             "metrics": {

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from timelapse.atomic import write
+
 MARKER = "finished.json"
 ASKED = ("sample.", "input.", "ckpt=")  # overrides that make other samples in the same run directory
 
@@ -22,8 +24,7 @@ def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str]
     before = _read(path)
     kept = before["stages"] if before["asked"] == asked(overrides) else []
     marker = {"stages": list(dict.fromkeys([*kept, *stages])), "asked": asked(overrides)}
-    path.with_suffix(".part").write_text(json.dumps(marker))
-    path.with_suffix(".part").replace(path)
+    write(path, json.dumps(marker))
 
 
 def asked(overrides: Sequence[str]) -> list[str]:

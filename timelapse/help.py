@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+HERE = Path(__file__).parent
+CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a wheel, else a checkout
+
 TEXT = """timelapse - image-to-timelapse video diffusion, one experiment a file.
 
 == Groups (group=option; experiment, study and sweep are added: +experiment=...) ==

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from timelapse.build import build
 from timelapse.dataset.fit import load_image
+from timelapse.input import check_frames
+from timelapse.sampling import keep_only, on_device, save_sample
 
 log = logging.getLogger("timelapse")
 
@@ -61,8 +63,6 @@ def fill(first: Tensor, last: Tensor, count: int, make: Make, key: str) -> Tenso
 
 def sample_between(run: Any) -> None:
     """`input.frames` (two pictures or more) with `input.between` frames in each gap, `input.count` samples."""
-    from timelapse.sampling import keep_only, on_device, save_sample
-
     cfg = run.cfg
     frames, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
     files, between = check_frames(cfg.input.frames, cfg.input.between, frames)
@@ -93,27 +93,6 @@ def sample_between(run: Any) -> None:
         save_sample(run.out / "samples", key, video, {"caption": [caption]}, 0, known, run, given_frames=given)
         log.info(f"{key}: {len(video)} frames, the pictures at {places}")
     keep_only(run.out / "samples", keys)
-
-
-def check_frames(files: str | list[str], between: int | list[int] | None, frames: int) -> tuple[list[str], list[int]]:
-    """Pictures, and frames in each gap between them; ValueError or FileNotFoundError says what is wrong with them."""
-    from timelapse.sampling import check_files
-
-    files = [files] if isinstance(files, str) else list(files)
-    if len(files) < 2:
-        raise ValueError(f"input.frames names {len(files)} picture; give two or more: 'input.frames=[a.jpg,b.jpg]'")
-    check_files("input.frames", files)
-    return files, gaps_of(between, len(files) - 1, frames)
-
-
-def gaps_of(between: int | list[int] | None, gaps: int, frames: int) -> list[int]:
-    """Frames in each gap: as many as the network makes, one number for all, or one a gap."""
-    counts = [frames - 2 if between is None else between] * gaps if not hasattr(between, "__len__") else list(between)
-    if len(counts) != gaps or any(not isinstance(n, int) or n < 0 for n in counts):
-        raise ValueError(
-            f"input.between is {between}; expected a whole number of 0 or more, or one for each of the {gaps} gaps"
-        )
-    return counts
 
 
 def load(files: list[str], height: int, width: int) -> Tensor:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with
-from timelapse.cache import write
+from timelapse.input import check_input, check_known
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -32,12 +33,8 @@ class Run:
         """What would only fail after minutes of work fails now: ValueError."""
         wanted = self.cfg.trainer.accelerator
         if "sample" in self.cfg.stages:
-            from timelapse.sampling import check_input
-
             check_input(self.cfg)
         if {"cache", "fit", "sample"} & {*self.cfg.stages}:
-            from timelapse.sampling import check_known
-
             sampler, video = build(self.cfg.sampler), self.cfg.video
             parts = {"sampler": sampler}
             # The module itself is not built yet: its weights are drawn in the stage that needs it. One that asks for a
@@ -81,7 +78,7 @@ class Run:
         made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
         if not path.exists() or "fit" in self.cfg.stages:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(path, OmegaConf.to_yaml(OmegaConf.create(made)).encode())  # other processes read it meanwhile
+            write(path, OmegaConf.to_yaml(OmegaConf.create(made)))  # other processes read it meanwhile
 
     @cached_property
     def out(self) -> Path:
@@ -184,7 +181,7 @@ class Run:
         notes = list(self.cfg.get("notes", []))
         if self.encoder is not None and getattr(self.encoder, "stands_for", None):
             notes.append(f"{self.encoder.name} stands in for {self.encoder.stands_for}.")
-        save_json(path, {"skipped": known, "notes": notes})
+        write_json(path, {"skipped": known, "notes": notes})
 
     @cached_property
     def loggers(self) -> list[Any]:
@@ -223,7 +220,3 @@ def commit() -> str:
     here = Path(__file__).parent
     git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True).stdout.strip()
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
-
-
-def save_json(path: Path, content: dict[str, Any]) -> None:
-    write(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from hashlib import blake2b
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from timelapse.errors import MISTAKES, check_added, one_line
-from timelapse.help import help_text
-
-HERE = Path(__file__).parent
-CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # a wheel, else a checkout
+from timelapse.help import CONF, help_text
 
 # Overrides that do not change the numbers of a run: it resumes on other hardware, in other stages.
 NEUTRAL = {"trainer", "logger", "stages", "ckpt", "input", "paths", "sample", "hydra", "experiment", "study", "cache"}

@@ -122,7 +122,7 @@ def test_the_projector_never_reaches_the_sample(tmp_path):
 
 def sampled(run) -> torch.Tensor:
     from timelapse.build import build
-    from timelapse.sampling import given
+    from timelapse.input import given
 
     batch = collate([run.validation_clips[0]])
     known = given(4, 9)[None]

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from timelapse.dataset.module import alike, collate
 from timelapse.dataset.write import write_video
-from timelapse.sampling import given
+from timelapse.input import given
 
 
 class Samples(Callback):

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from timelapse.atomic import write
 
 FIELDS = ("id", "source", "file", "frames", "seconds", "fps", "caption", "accepted_by", "split")
 
@@ -44,9 +45,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
         _check(row, path.parent, f"row {len(lines) + 1}")
         lines.append(json.dumps({name: row.get(name) for name in FIELDS} | row, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    write(path, "".join(line + "\n" for line in lines))
 
 
 def read_manifest(path: str | Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from timelapse.atomic import write
 from timelapse.dataset.write import FPS, read_video
 from timelapse.report.embed import embed_videos, image_uri
 from timelapse.report.page import (
@@ -56,9 +57,7 @@ def write_report(run_dir: Path | str) -> Path:
         tag("footer", "One file: videos, plots and numbers are inside; nothing is loaded from elsewhere."),
     ]
     path = run.folder / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(page(f"{run.name} · timelapse", *body), encoding="utf-8")
-    part.replace(path)
+    write(path, page(f"{run.name} · timelapse", *body))
     return path
 
 
@@ -90,8 +89,12 @@ def headline(run: RunFiles) -> Markup:
         return tag(
             "div",
             tag("h3", f"{title} {arrow}"),
-            tag("div", number(m["value"]), tag("small", f"  ± {number(spread)}" if spread is not None else ""),
-                class_="number"),
+            tag(
+                "div",
+                number(m["value"]),
+                tag("small", f"  ± {number(spread)}" if spread is not None else ""),
+                class_="number",
+            ),
             tag("div", tag("i", style=f"width:{share:.1f}%"), class_="meter"),
             tag("p", text),
             class_=class_,
@@ -102,13 +105,27 @@ def headline(run: RunFiles) -> Markup:
     against = ", ".join(f"{s} {number(value)}" for s, value in real if value is not None)
     return tag(
         "div",
-        side(SC, "Subject consistency (SC)", "↑",
-             "Does the subject stay itself from frame to frame? A static clip has 1.", "sc"),
-        side(MD, "Morphing degree (MD)", "",
-             "How far does the subject change from first to last frame? A static clip has 0.", "md"),
-        tag("div", "Read together: neither means anything alone. ",
+        side(
+            SC,
+            "Subject consistency (SC)",
+            "↑",
+            "Does the subject stay itself from frame to frame? A static clip has 1.",
+            "sc",
+        ),
+        side(
+            MD,
+            "Morphing degree (MD)",
+            "",
+            "How far does the subject change from first to last frame? A static clip has 0.",
+            "md",
+        ),
+        tag(
+            "div",
+            "Read together: neither means anything alone. ",
             f"Mean ± standard deviation over n = {n} clips." if n else "",
-            f" The real clips have {against}." if against else "", class_="together"),
+            f" The real clips have {against}." if against else "",
+            class_="together",
+        ),
         class_="pair",
     )
 
@@ -129,7 +146,8 @@ def clips(run: RunFiles) -> list[Markup]:
     more = len(run.samples) - len(shown)
     note = f"{len(shown)} clips; {more} more lie in samples/. " if more else ""
     text = (
-        f"{note}The network saw the frame framed in ", tag("b", "pink", class_="mark"),
+        f"{note}The network saw the frame framed in ",
+        tag("b", "pink", class_="mark"),
         " and the caption, and made the rest of the clip, before and after it.",
     )
     return [head, tag("p", *text), player(frames or 2, FPS), *[clip(s, uris, i < 2) for i, s in enumerate(shown)]]
@@ -181,8 +199,11 @@ def curves(run: RunFiles) -> list[Markup]:
     train = {n: c for n, c in run.curves.items() if n.startswith("train/") and c[0]}
     if not train:
         return [head, missing("No curves yet: metrics.csv appears with the stage fit.")]
-    plots = [line_plot(name.replace("train/", "training: "), {name: c}) for name, c in train.items()
-             if name != "train/loss" or len(train) != 2]  # with one term, the sum says the same
+    plots = [
+        line_plot(name.replace("train/", "training: "), {name: c})
+        for name, c in train.items()
+        if name != "train/loss" or len(train) != 2
+    ]  # with one term, the sum says the same
     held_out: dict[str, dict[str, Any]] = {}
     for name, curve in run.curves.items():
         match = re.fullmatch(r"val/(.+?)_?t([\d.]+)", name)
@@ -212,16 +233,18 @@ def metrics(run: RunFiles) -> list[Markup]:
         what = join([" ".join(first.split()), fold("more", tag("p", " ".join(rest.split()))) if rest else None])
         low, high = m.get("range") or (None, None)
         spread, known = clip_spread(run, name), "higher_is_better" in m
-        rows.append([
-            tag("b", name.replace("_", " ")),
-            number(m["value"]),
-            f"± {number(spread)}" if spread is not None else "",
-            *([number(m.get("truth"))] if measured else []),
-            DIRECTIONS[m["higher_is_better"]] if known else "",
-            "" if low is None else f"{low:g} … {high:g}",
-            m.get("n") or "",
-            what,
-        ])
+        rows.append(
+            [
+                tag("b", name.replace("_", " ")),
+                number(m["value"]),
+                f"± {number(spread)}" if spread is not None else "",
+                *([number(m.get("truth"))] if measured else []),
+                DIRECTIONS[m["higher_is_better"]] if known else "",
+                "" if low is None else f"{low:g} … {high:g}",
+                m.get("n") or "",
+                what,
+            ]
+        )
     text = "Mean over clips, ± standard deviation over clips."
     text += " What the real clips have says what to expect." if measured else ""
     real, right = (("real clips",), ("n",)) if measured else ((), ())
@@ -236,9 +259,11 @@ def honesty(run: RunFiles) -> list[Markup]:
         parts += [tag("h2", "What stands in for what"), tag("ul", *[tag("li", n) for n in run.notes], class_="plain")]
     if run.skipped:
         rows = [[path, reason] for path, reason in run.skipped]
-        parts += [tag("h2", "Skipped files"),
-                  tag("p", f"{len(rows)} could not be used; none was replaced by another."),
-                  table(("file", "reason"), rows)]
+        parts += [
+            tag("h2", "Skipped files"),
+            tag("p", f"{len(rows)} could not be used; none was replaced by another."),
+            table(("file", "reason"), rows),
+        ]
     return parts
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from timelapse.atomic import write
 from timelapse.dataset.write import read_video
 from timelapse.report.embed import embed_videos, image_uri
 from timelapse.report.page import (
@@ -86,14 +87,22 @@ def write_study(
         *failures(rows),
         tag("h2", "Make it again"),
         tag("pre", tag("code", command), class_="command") if command else None,
-        fold("The runs", tag("ul", *[tag("li", tag("code", str(run.folder)), f" — {row.name}, seed {seed}")
-                                     for row in rows for seed, run in sorted(row.runs.items())], class_="plain")),
+        fold(
+            "The runs",
+            tag(
+                "ul",
+                *[
+                    tag("li", tag("code", str(run.folder)), f" — {row.name}, seed {seed}")
+                    for row in rows
+                    for seed, run in sorted(row.runs.items())
+                ],
+                class_="plain",
+            ),
+        ),
         tag("footer", "One file: videos, plots and numbers are inside. table.md and table.csv lie beside it."),
     ]
     path = out / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(page(f"{title} · timelapse", *body), encoding="utf-8")
-    part.replace(path)
+    write(path, page(f"{title} · timelapse", *body))
     return path
 
 
@@ -106,8 +115,13 @@ def claims(verdicts: Sequence[tuple]) -> list[Markup]:
         "A claim counts as shown when the 95 % t interval of its difference lies above zero."
     )
     cards = [
-        tag("div", tag("span", v.word, class_=BADGES.get(v.word, "badge")), tag("p", tag("b", f.claim)),
-            tag("p", v.sentence, class_="soft"), class_="finding")
+        tag(
+            "div",
+            tag("span", v.word, class_=BADGES.get(v.word, "badge")),
+            tag("p", tag("b", f.claim)),
+            tag("p", v.sentence, class_="soft"),
+            class_="finding",
+        )
         for f, v in verdicts
     ]
     return [tag("h2", "What of the paper shows at this scale"), tag("p", text), *cards]
@@ -126,10 +140,24 @@ def numbers(rows: Sequence[Row], metrics: Sequence[str]) -> list[Markup]:
         text = "Up: the subject stays itself. Right: it changes more. Small dots are seeds, large marks their mean."
         parts += [tag("p", text), tag("div", Markup(svg), class_="plot")]
     body = [[tag("b", row.name), len(row.runs), *[cell(list(row.values(m).values())) for m in metrics]] for row in rows]
-    head = ["method", "seeds", *[join([m.replace("_", " "), f" {DIRECTIONS[direction(rows, m)][:1]}"
-                                       if direction(rows, m) is not None else ""]) for m in metrics]]
-    return [*parts, table(head, body, [None, "n", *["n"] * len(metrics)]),
-            tag("p", "Mean ± standard deviation over seeds.", class_="soft")]
+    head = [
+        "method",
+        "seeds",
+        *[
+            join(
+                [
+                    m.replace("_", " "),
+                    f" {DIRECTIONS[direction(rows, m)][:1]}" if direction(rows, m) is not None else "",
+                ]
+            )
+            for m in metrics
+        ],
+    ]
+    return [
+        *parts,
+        table(head, body, [None, "n", *["n"] * len(metrics)]),
+        tag("p", "Mean ± standard deviation over seeds.", class_="soft"),
+    ]
 
 
 def real_clips(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
@@ -155,8 +183,12 @@ def paired(verdicts: Sequence[tuple], rows: Sequence[Row], metrics: Sequence[str
         return []
     head = ["metric", *[f"{a} − {b}" for a, b in dict.fromkeys(pairs)]]
     inside = table(head, body, [None, *["n"] * len(head)])
-    text = tag("p", "Positive is better; for metrics without a direction, higher. Mean [95 % interval].", class_="soft",
-               style="padding: 0 16px")
+    text = tag(
+        "p",
+        "Positive is better; for metrics without a direction, higher. Mean [95 % interval].",
+        class_="soft",
+        style="padding: 0 16px",
+    )
     return [fold("All paired differences", text, inside)]
 
 
