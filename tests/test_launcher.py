@@ -15,7 +15,7 @@ import pytest
 from timelapse.finished import finished, mark_finished
 from timelapse.launcher import clock, last_error
 
-APP = '''
+APP = """
 import os, subprocess, sys, time
 from pathlib import Path
 import hydra
@@ -41,7 +41,7 @@ def main(cfg):
     (out / "metrics.json").write_text('{"score": %f}' % (cfg.x * 10))
     mark_finished(out, cfg.stages)
 main()
-'''
+"""
 CONFIG = """
 defaults: [{override hydra/launcher: process}]
 x: 1
@@ -131,7 +131,7 @@ def test_the_error_shown_is_the_line_that_says_why(tmp_path: Path):
 
 
 def test_results_reach_the_sweeper_in_order(app: Path):
-    (app / "driver.py").write_text('''
+    (app / "driver.py").write_text("""
 import json
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -151,7 +151,7 @@ with initialize_config_dir(os.path.abspath("conf"), version_base="1.3"):
     returns = launcher.launch([["x=3"], ["x=2"], ["x=1"]], initial_job_idx=5)
 json.dump([[r.status.name, r._return_value if r.status.name == "COMPLETED" else str(r._return_value), r.cfg.x,
             r.hydra_cfg.hydra.job.num, list(r.overrides)] for r in returns], open("out.json", "w"))
-''')
+""")
     env = {**os.environ, "PYTHONPATH": f"{app}:{Path(__file__).parents[1]}"}
     subprocess.run([sys.executable, "driver.py"], cwd=app, env=env, check=True, capture_output=True)
     good, bad, last = json.loads((app / "out.json").read_text())

@@ -16,7 +16,7 @@ from timelapse.dataset.write import write_video
 from timelapse.study import expand, study_page
 
 ROOT = Path(__file__).parents[1]
-APP = '''
+APP = """
 import json
 from pathlib import Path
 import hydra
@@ -40,7 +40,7 @@ def main(cfg):
     (out / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     mark_finished(out, cfg.stages)
 main()
-'''
+"""
 CONFIG = """
 defaults: [_self_, {override hydra/launcher: process}]
 name: app

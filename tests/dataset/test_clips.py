@@ -69,9 +69,7 @@ def test_a_source_is_shown_in_the_bucket_that_crops_it_least_and_then_as_long_as
 
 def test_a_gap_rejects_the_windows_over_it(tmp_path, make_photo, number_of):
     seconds = [*range(0, 600, 100), *range(2000, 2600, 100)]
-    clips = Clips(
-        photographs(tmp_path / "g", make_photo, seconds), split="all", intervals=[100], windows=99, **SMALL
-    )
+    clips = Clips(photographs(tmp_path / "g", make_photo, seconds), split="all", intervals=[100], windows=99, **SMALL)
     assert [frames_shown(item, number_of) for item in clips] == [
         [*range(0, 5)], [*range(1, 6)], [*range(6, 11)], [*range(7, 12)],
     ]  # fmt: skip

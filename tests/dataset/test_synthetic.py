@@ -68,9 +68,18 @@ def test_the_mask_grows_or_shrinks(process):
         assert spearman(GROWS[process] * area) > 0.85, area
 
 
-@pytest.mark.parametrize("process, name", [("flower", "petal_hue"), ("fruit", "ripe_hue"), ("mushroom", "cap_hue"),
-                                           ("tree", "leaf_hue"), ("tea", "tea_hue"), ("seedling", "leaf_hue"),
-                                           ("dough", "crust_hue")])
+@pytest.mark.parametrize(
+    "process, name",
+    [
+        ("flower", "petal_hue"),
+        ("fruit", "ripe_hue"),
+        ("mushroom", "cap_hue"),
+        ("tree", "leaf_hue"),
+        ("tea", "tea_hue"),
+        ("seedling", "leaf_hue"),
+        ("dough", "crust_hue"),
+    ],
+)
 def test_the_colour_to_come_is_a_secret_of_the_first_frame(process, name):
     who = draw_identity(process, keyed("test", process)) | ({"white": 0} if process == "flower" else {})
     red, other = who | {name: 0.99}, who | {name: 0.55}
@@ -157,8 +166,14 @@ def test_flicker_changes_the_light_of_whole_frames_only():
     assert torch.equal(clean["mask"], flicker["mask"]) and torch.equal(clean["stage"], flicker["stage"])
 
 
-@pytest.mark.parametrize("kwargs, word", [(dict(processes=("rose",)), "dataset.processes"),
-                                          (dict(failure="blur"), "dataset.failure"), (dict(frames=0), "frames")])
+@pytest.mark.parametrize(
+    "kwargs, word",
+    [
+        (dict(processes=("rose",)), "dataset.processes"),
+        (dict(failure="blur"), "dataset.failure"),
+        (dict(frames=0), "frames"),
+    ],
+)
 def test_mistakes_are_named(kwargs, word):
     with pytest.raises(ValueError, match=word):
         Synthetic(**kwargs)

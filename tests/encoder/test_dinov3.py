@@ -9,8 +9,14 @@ def small(registers=3):
     torch.manual_seed(0)
     return DINOv3ViTModel(
         DINOv3ViTConfig(
-            image_size=32, patch_size=8, hidden_size=48, intermediate_size=96, num_hidden_layers=1,
-            num_attention_heads=4, num_register_tokens=registers, initializer_range=0.3,
+            image_size=32,
+            patch_size=8,
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_register_tokens=registers,
+            initializer_range=0.3,
         )  # fmt: skip
     ).eval()
 

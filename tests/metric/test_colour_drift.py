@@ -8,9 +8,7 @@ from timelapse.metric.colour_drift import ColourDrift, mean_colour, srgb_to_lab
 
 def test_lab_of_known_colours():
     """Published CIELAB (D65) of sRGB white, black, red, green, blue and mid grey."""
-    rgb = torch.tensor(
-        [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [128 / 255] * 3], dtype=torch.float32
-    )
+    rgb = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [128 / 255] * 3], dtype=torch.float32)
     lab = srgb_to_lab((rgb * 2 - 1)[:, :, None, None])[:, :, 0, 0]
     expected = [
         [100, 0, 0],

@@ -304,9 +304,7 @@ def test_exported_lora_opens_in_diffusers(small_cogvideox, tmp_path):
         assert (expected - plain).abs().max() > 0.01  # the LoRA says something
         pipeline = CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "base")
         pipeline.load_lora_weights(tmp_path / "lora")
-        torch.testing.assert_close(
-            reference_of(pipeline, model, zt, t, condition), expected, rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(reference_of(pipeline, model, zt, t, condition), expected, rtol=0, atol=1e-5)
         merged = CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(reference_of(merged, model, zt, t, condition), expected, rtol=0, atol=1e-5)
 

@@ -48,17 +48,13 @@ def workspace(spec: dict[str, Any], entity: str) -> Any:
             return panels.MediaBrowser(title=p["title"], media_keys=p["media"], layout=layout)
         if "bars" in p:
             return panels.BarPlot(title=p["title"], metrics=[p["bars"]], layout=layout)
-        return panels.LinePlot(
-            title=p["title"], x="trainer/global_step", metric_regex=p["lines"], layout=layout
-        )
+        return panels.LinePlot(title=p["title"], x="trainer/global_step", metric_regex=p["lines"], layout=layout)
 
     sections = [
         workspaces.Section(name=name, panels=[panel(p) for p in listed], is_open=True)
         for name, listed in spec["sections"].items()
     ]
-    return workspaces.Workspace(
-        entity=entity, project=spec["project"], name=spec["name"], sections=sections
-    )
+    return workspaces.Workspace(entity=entity, project=spec["project"], name=spec["name"], sections=sections)
 
 
 def main() -> None:

@@ -34,9 +34,7 @@ def main() -> int:
     rows, size = [], tuple(args.size)
     for split in ("train", "val"):
         try:
-            clips = Clips(
-                args.root, args.frames, *size, split, check=args.check, photo_interval=args.photo_interval
-            )
+            clips = Clips(args.root, args.frames, *size, split, check=args.check, photo_interval=args.photo_interval)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 1

@@ -53,8 +53,9 @@ def fit(picture: Tensor, height: int, width: int, how: str = "crop", pixel_aspec
         left, top, w, h = pad_box(source_width, source_height, width, height, pixel_aspect)
         bars = (left, width - w - left, top, height - h - top)
         return F.pad(_resize(source, h, w), bars)[0]
-    raise ValueError(f"fit={how}: expected crop (cover, keep the centre) or pad (keep all, black bars); "
-                     "set dataset.fit=crop")
+    raise ValueError(
+        f"fit={how}: expected crop (cover, keep the centre) or pad (keep all, black bars); set dataset.fit=crop"
+    )
 
 
 def to_unit(pixels: Tensor) -> Tensor:

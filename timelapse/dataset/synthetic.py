@@ -44,14 +44,19 @@ class Synthetic(Dataset):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
             if name not in SCENARIOS:
-                raise ValueError(f"synthetic: no process is called {name!r}; "
-                                 f"set dataset.processes to some of [{','.join(SCENARIOS)}]")
+                raise ValueError(
+                    f"synthetic: no process is called {name!r}; "
+                    f"set dataset.processes to some of [{','.join(SCENARIOS)}]"
+                )
         if failure is not None and failure not in FAILURES:
-            raise ValueError(f"synthetic: no failure is called {failure!r}; "
-                             f"set dataset.failure to null or one of {', '.join(FAILURES)}")
+            raise ValueError(
+                f"synthetic: no failure is called {failure!r}; "
+                f"set dataset.failure to null or one of {', '.join(FAILURES)}"
+            )
         if min(size, frames, height, width) < 1:
-            raise ValueError(f"synthetic: size, frames, height and width must be at least 1, "
-                             f"got {size}, {frames}, {height}, {width}")
+            raise ValueError(
+                f"synthetic: size, frames, height and width must be at least 1, got {size}, {frames}, {height}, {width}"
+            )
         self.size, self.frames, self.height, self.width = size, frames, height, width
         self.seed, self.failure, self.split = seed, failure, split
 

@@ -173,9 +173,7 @@ def _decord_agrees(path: str, ticks: list[int], checksums: dict[int, int], jumps
     order = spots[len(spots) // 2 :][:1] + spots if jumps else spots
     try:
         reader = decord.VideoReader(path, num_threads=1)
-        return len(reader) == len(ticks) and all(
-            zlib.crc32(reader[i].asnumpy()) == checksums[ticks[i]] for i in order
-        )
+        return len(reader) == len(ticks) and all(zlib.crc32(reader[i].asnumpy()) == checksums[ticks[i]] for i in order)
     except DECORD_ERRORS:
         return False
 

@@ -46,9 +46,7 @@ def photo_intervals(times: np.ndarray, count: int, fractions: Sequence[float]) -
     return sorted({w for w in [*wanted, DAY] if 0 < w and w * (count - 1.5) <= span}, reverse=True)
 
 
-def photo_windows(
-    times: np.ndarray, count: int, intervals: Sequence[float], most: int
-) -> tuple[list[Window], int]:
+def photo_windows(times: np.ndarray, count: int, intervals: Sequence[float], most: int) -> tuple[list[Window], int]:
     """Up to `most` windows for each interval, evenly spread over those that hold, and how many starts did not hold."""
     windows, rejected = [], 0
     if len(times) < count:

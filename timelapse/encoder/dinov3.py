@@ -36,9 +36,7 @@ class DINOv3(nn.Module):
         frames = after_first(video, grid)
         with torch.autocast(video.device.type, enabled=False):
             pixels = imagenet_pixels(frames, (h * patch, w * patch)).flatten(0, 1)
-            tokens = torch.cat(
-                [self.model(p).last_hidden_state[:, prefix:] for p in pixels.split(self.chunk)]
-            )
+            tokens = torch.cat([self.model(p).last_hidden_state[:, prefix:] for p in pixels.split(self.chunk)])
             return to_grid(tokens.unflatten(0, frames.shape[:2]).unflatten(2, (h, w)), (t - 1, h, w))
 
 

@@ -25,9 +25,7 @@ class EfficientNetFeatures(nn.Module):
         super().__init__()
         net = EfficientNetLite0().net
         if not 0 <= block < len(net._blocks):
-            raise ValueError(
-                f"{name}: block {block} is not one of 0..{len(net._blocks) - 1}; set encoder.block"
-            )
+            raise ValueError(f"{name}: block {block} is not one of 0..{len(net._blocks) - 1}; set encoder.block")
         self.stem, self.norm, self.act = net._conv_stem, net._bn0, net._swish
         self.blocks = net._blocks[: block + 1]
         strides = [b._depthwise_conv.stride for b in self.blocks]
@@ -35,9 +33,7 @@ class EfficientNetFeatures(nn.Module):
         self.name, self.stands_for, self.chunk = name, stands_for, chunk
         self.width = self.blocks[-1]._bn2.num_features
         if self.width != width:
-            raise ValueError(
-                f"{name}: block {block} has {self.width} channels; set encoder.width to that, not {width}"
-            )
+            raise ValueError(f"{name}: block {block} has {self.width} channels; set encoder.width to that, not {width}")
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EfficientNetFeatures:

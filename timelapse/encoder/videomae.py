@@ -38,13 +38,9 @@ class VideoMAE(nn.Module):
         self.name, self.stands_for = name, stands_for
         self.width = model.config.hidden_size
         trained = model.config.image_size
-        self.size = (
-            tuple(size) if size else (trained, trained) if isinstance(trained, int) else tuple(trained)
-        )
+        self.size = tuple(size) if size else (trained, trained) if isinstance(trained, int) else tuple(trained)
         if any(s % model.config.patch_size for s in self.size):
-            raise ValueError(
-                f"{name}: size {self.size} is no multiple of its patch of {model.config.patch_size}"
-            )
+            raise ValueError(f"{name}: size {self.size} is no multiple of its patch of {model.config.patch_size}")
 
     def train(self, mode: bool = True) -> VideoMAE:
         return super().train(False)
@@ -111,9 +107,7 @@ def published(
 
     try:
         folder = Path(weights).is_dir()
-        path = (
-            Path(weights) / "model.safetensors" if folder else hf_hub_download(weights, "model.safetensors")
-        )
+        path = Path(weights) / "model.safetensors" if folder else hf_hub_download(weights, "model.safetensors")
         state = load_file(path)
     except OSError as e:
         raise ValueError(

@@ -68,9 +68,7 @@ class ClipMean(Metric):
             own = (features or {}).get(self.backbone)
             own = video_features(self.net, video) if own is None else own
         given = truth if given is None else given
-        self.last = self.per_clip(
-            video=video, truth=truth, known=known, given=given, mask=mask, features=own
-        ).float()
+        self.last = self.per_clip(video=video, truth=truth, known=known, given=given, mask=mask, features=own).float()
         counted = ~self.last.isnan()
         self.total += self.last[counted].sum().to(self.total.device)
         self.n += counted.sum().to(self.n.device)

@@ -23,7 +23,7 @@ class Markup(str):
 def tag(name: str, *inside: object, **attributes: object) -> Markup:
     """`tag("p", "a < b", class_="soft")`; strings are escaped, `Markup` is not, None is left out."""
     said = "".join(
-        f' {key.rstrip("_").replace("_", "-")}' + ("" if value is True else f'="{escape(str(value))}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escape(str(value))}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
@@ -39,12 +39,14 @@ def join(parts: Iterable[object]) -> Markup:
 def page(title: str, *body: object) -> str:
     """The whole document, with its style and script inside."""
     style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
-    head = join([
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup('<meta name="color-scheme" content="light dark">'),
-        tag("title", title),
-        tag("style", Markup(style)),
-    ])
+    head = join(
+        [
+            Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Markup('<meta name="color-scheme" content="light dark">'),
+            tag("title", title),
+            tag("style", Markup(style)),
+        ]
+    )
     main = tag("main", *body)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{main}<script>{script}</script></body></html>\n'
 

@@ -14,8 +14,20 @@ from matplotlib.figure import Figure
 from timelapse.report.run_files import Curve
 
 INK = "#010203"  # becomes currentColor
-COLOURS = ("#2f7fc1", "#e07b1a", "#2a9d6f", "#c2437a", "#7a5bd0", "#8a8f2a", "#c0392b", "#18929e", "#7f7f7f",
-           "#5a3a22", "#d4a017", "#20407c")
+COLOURS = (
+    "#2f7fc1",
+    "#e07b1a",
+    "#2a9d6f",
+    "#c2437a",
+    "#7a5bd0",
+    "#8a8f2a",
+    "#c0392b",
+    "#18929e",
+    "#7f7f7f",
+    "#5a3a22",
+    "#d4a017",
+    "#20407c",
+)
 STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -97,7 +109,7 @@ def to_svg(figure: Figure, title: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r'<svg ', f'<svg role="img" aria-label="{_escape(title)}" ', svg, count=1)
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{_escape(title)}" ', svg, count=1)
 
 
 def _escape(text: str) -> str:

@@ -123,8 +123,18 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
                 clips = {run.metrics[metric].get("n") for run in row.runs.values() if metric in run.metrics}
                 spread = stdev(values.values()) if len(values) > 1 else ""
                 listed = " ".join(f"{seed}:{value!r}" for seed, value in sorted(values.items()))
-                writer.writerow([row.name, metric, direction(rows, metric), mean(values.values()), spread,
-                                 len(values), "/".join(map(str, sorted(clips, key=str))), listed])
+                writer.writerow(
+                    [
+                        row.name,
+                        metric,
+                        direction(rows, metric),
+                        mean(values.values()),
+                        spread,
+                        len(values),
+                        "/".join(map(str, sorted(clips, key=str))),
+                        listed,
+                    ]
+                )
 
 
 def difference(better: Row, than: Row, metric: str) -> Difference | None:

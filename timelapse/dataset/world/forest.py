@@ -12,12 +12,24 @@ from timelapse.dataset.world.canvas import Canvas, hsv, mix, phase
 from timelapse.dataset.world.scene import ball_light, foliage, scatter, shadow, sway, texture, vignette
 
 MUSHROOM = dict(
-    count=[1, 2, 3, 3], cap_hue=[0.99, 0.03, 0.08, 0.12, 0.72, 0.93], spots=[0, 1], size=(0.38, 0.52),
-    flat=(0.55, 0.95), height=(0.60, 0.85), stalk=(0.09, 0.13),
+    count=[1, 2, 3, 3],
+    cap_hue=[0.99, 0.03, 0.08, 0.12, 0.72, 0.93],
+    spots=[0, 1],
+    size=(0.38, 0.52),
+    flat=(0.55, 0.95),
+    height=(0.60, 0.85),
+    stalk=(0.09, 0.13),
 )
 LANDSCAPE = dict(
-    hills=[2, 3], land_hue=(0.18, 0.40), house=[0, 1, 1], house_hue=(0.0, 1.0), trees=[1, 2, 3],
-    arc=(0.85, 1.05), sky_hue=(0.53, 0.62), dusk_hue=(0.95, 1.08), clouds=[0, 1, 2, 3],
+    hills=[2, 3],
+    land_hue=(0.18, 0.40),
+    house=[0, 1, 1],
+    house_hue=(0.0, 1.0),
+    trees=[1, 2, 3],
+    arc=(0.85, 1.05),
+    sky_hue=(0.53, 0.62),
+    dusk_hue=(0.95, 1.08),
+    clouds=[0, 1, 2, 3],
 )
 
 

@@ -12,20 +12,41 @@ from timelapse.dataset.world.canvas import Canvas, hsv, mix, phase
 from timelapse.dataset.world.scene import ball_light, room, scatter, shadow, studio, texture, vignette
 
 DOUGH = dict(
-    scene=[0, 1, 2], vessel=[0, 1], vessel_hue=(0.0, 1.0), plain=[0, 1], size=(0.58, 0.74), rise=(0.46, 0.68),
-    crust_hue=[0.05, 0.075, 0.095], crust=(0.45, 0.8), cuts=[0, 2, 3],
+    scene=[0, 1, 2],
+    vessel=[0, 1],
+    vessel_hue=(0.0, 1.0),
+    plain=[0, 1],
+    size=(0.58, 0.74),
+    rise=(0.46, 0.68),
+    crust_hue=[0.05, 0.075, 0.095],
+    crust=(0.45, 0.8),
+    cuts=[0, 2, 3],
 )
 ICE = dict(
-    scene=[0, 1], count=[1, 2, 3], size=(0.34, 0.44), berry_hue=[0.99, 0.08, 0.14, 0.30, 0.78, 0.90],
-    puddle=(0.75, 0.95), plate=[0, 1], tilt=(-0.2, 0.2),
+    scene=[0, 1],
+    count=[1, 2, 3],
+    size=(0.34, 0.44),
+    berry_hue=[0.99, 0.08, 0.14, 0.30, 0.78, 0.90],
+    puddle=(0.75, 0.95),
+    plate=[0, 1],
+    tilt=(-0.2, 0.2),
 )
 CANDLE = dict(
-    scene=[0, 1], wax_hue=(0.0, 1.0), pale=[0, 1], count=[1, 1, 2, 3], width=(0.15, 0.21),
-    height=(0.95, 1.15), drips=[1, 2, 3],
+    scene=[0, 1],
+    wax_hue=(0.0, 1.0),
+    pale=[0, 1],
+    count=[1, 1, 2, 3],
+    width=(0.15, 0.21),
+    height=(0.95, 1.15),
+    drips=[1, 2, 3],
 )
 TEA = dict(
-    scene=[0, 1], tea_hue=[0.99, 0.045, 0.08, 0.18, 0.60, 0.80], strength=(0.75, 0.95), width=(0.44, 0.54),
-    tall=(0.50, 0.62), tag_hue=(0.0, 1.0),
+    scene=[0, 1],
+    tea_hue=[0.99, 0.045, 0.08, 0.18, 0.60, 0.80],
+    strength=(0.75, 0.95),
+    width=(0.44, 0.54),
+    tall=(0.50, 0.62),
+    tag_hue=(0.0, 1.0),
 )
 
 
@@ -119,7 +140,7 @@ def ice(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         half = whole * (0.04 + 0.96 * left) * (0.9 + 0.2 * a)
         tall = half * (0.75 + 0.25 * left)
         angle = (0.15 * (b - 0.5) + who["tilt"] * (level > 0)) * left
-        cx, cy = px * (0.75 + 0.25 * left), floor + 0.02 + tall + 2 * whole * level * left ** 1.4
+        cx, cy = px * (0.75 + 0.25 * left), floor + 0.02 + tall + 2 * whole * level * left**1.4
         there = phase(left, 0.0, 0.08)
         x, y = shape.turn(canvas.x - cx, canvas.y - cy, angle)
         clear = phase(stage, 0.05, 0.6)
@@ -128,8 +149,13 @@ def ice(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         face = 0.90 + 0.10 * light * x / half + 0.08 * y / tall
         frost = 0.92 - 0.25 * clear
         canvas.paint(block, hsv(0.55, 0.20 + 0.10 * clear, face.clamp(0, 1)), frost * there, subject=True)
-        berry = shape.norm(canvas.x - cx, canvas.y - floor - 0.02 - (tall - 0.02).clamp_min(whole * 0.34)
-                           - 2 * whole * level * left ** 1.4) - whole * 0.36
+        berry = (
+            shape.norm(
+                canvas.x - cx,
+                canvas.y - floor - 0.02 - (tall - 0.02).clamp_min(whole * 0.34) - 2 * whole * level * left**1.4,
+            )
+            - whole * 0.36
+        )
         u, v = (canvas.x - cx) / (whole * 0.36), (canvas.y - cy) / (whole * 0.36)
         skin = hsv(who["berry_hue"], 0.85, (0.88 * ball_light(u, v, light)).clamp(0, 1))
         canvas.paint(berry, skin, 0.04 + 0.90 * phase(stage, 0.10, 0.75), soft=0.02, subject=True)
@@ -144,7 +170,7 @@ def ice(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
 def candle(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     ground = -0.62
     table(canvas, who, ground)
-    dark = (0.30 if who["scene"] else 0.38)
+    dark = 0.30 if who["scene"] else 0.38
     canvas.shade(torch.full((1, 1, 1), dark))
     canvas.image = canvas.image * torch.tensor([0.95, 0.95, 1.15]).view(1, 3, 1, 1)
     count, width = who["count"], who["width"] * (1.15, 0.95, 0.80)[who["count"] - 1]

@@ -17,26 +17,58 @@ from timelapse.dataset.world.canvas import Canvas, hsv, mix, phase
 from timelapse.dataset.world.scene import ball_light, bed, foliage, scatter, sky, sway, vignette
 
 FLOWER = dict(
-    scene=[0, 1, 2, 3], petal_hue=[0.99, 0.93, 0.86, 0.76, 0.64, 0.06, 0.13, 0.0], white=[0, 0, 0, 0, 1],
-    petals=[5, 6, 7, 8, 11], layers=[1, 2, 2, 3], size=(0.46, 0.62), slim=(0.75, 1.15), point=(0.0, 0.8),
-    height=(0.18, 0.34), lean=(-0.12, 0.12), eye_hue=[0.13, 0.10, 0.07], green=(0.24, 0.36),
+    scene=[0, 1, 2, 3],
+    petal_hue=[0.99, 0.93, 0.86, 0.76, 0.64, 0.06, 0.13, 0.0],
+    white=[0, 0, 0, 0, 1],
+    petals=[5, 6, 7, 8, 11],
+    layers=[1, 2, 2, 3],
+    size=(0.46, 0.62),
+    slim=(0.75, 1.15),
+    point=(0.0, 0.8),
+    height=(0.18, 0.34),
+    lean=(-0.12, 0.12),
+    eye_hue=[0.13, 0.10, 0.07],
+    green=(0.24, 0.36),
 )
 SEEDLING = dict(
-    scene=[0, 1, 2, 3], leaf_hue=[0.20, 0.26, 0.32, 0.38, 0.92, 0.98], pairs=[2, 3, 3, 4], height=(0.5, 0.78),
-    curl=(-0.10, 0.10), leaf=(0.34, 0.5), slim=(0.26, 0.42), alternate=[0, 1],
+    scene=[0, 1, 2, 3],
+    leaf_hue=[0.20, 0.26, 0.32, 0.38, 0.92, 0.98],
+    pairs=[2, 3, 3, 4],
+    height=(0.5, 0.78),
+    curl=(-0.10, 0.10),
+    leaf=(0.34, 0.5),
+    slim=(0.26, 0.42),
+    alternate=[0, 1],
 )
 FRUIT = dict(
-    scene=[0, 1], ripe_hue=[0.99, 0.97, 0.07, 0.13, 0.82, 0.74], count=[1, 1, 2, 3], size=(0.40, 0.55),
-    tall=(0.82, 1.3), patchy=(0.1, 0.5), green=(0.22, 0.30),
+    scene=[0, 1],
+    ripe_hue=[0.99, 0.97, 0.07, 0.13, 0.82, 0.74],
+    count=[1, 1, 2, 3],
+    size=(0.40, 0.55),
+    tall=(0.82, 1.3),
+    patchy=(0.1, 0.5),
+    green=(0.22, 0.30),
 )
 TREE = dict(
-    leaf_hue=[0.99, 0.03, 0.07, 0.12, 0.92], fall=(0.5, 1.0), size=(0.5, 0.62), trunk=(0.06, 0.09),
-    green=(0.24, 0.36), lean=(-0.08, 0.08),
+    leaf_hue=[0.99, 0.03, 0.07, 0.12, 0.92],
+    fall=(0.5, 1.0),
+    size=(0.5, 0.62),
+    trunk=(0.06, 0.09),
+    green=(0.24, 0.36),
+    lean=(-0.08, 0.08),
 )
 
 
-def blade(canvas: Canvas, x: Tensor | float, y: Tensor | float, angle: Tensor | float, length: Tensor | float,
-          half_width: Tensor | float, colour: Tensor, opacity: Tensor | float = 1.0) -> None:
+def blade(
+    canvas: Canvas,
+    x: Tensor | float,
+    y: Tensor | float,
+    angle: Tensor | float,
+    length: Tensor | float,
+    half_width: Tensor | float,
+    colour: Tensor,
+    opacity: Tensor | float = 1.0,
+) -> None:
     """A leaf with a light midrib, from its base."""
     along, across = shape.turn(canvas.x - x, canvas.y - y, angle)
     distance = shape.leaf(along, across, length, half_width)
@@ -78,8 +110,16 @@ def flower(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     young = phase(stage, 0.10, 0.42)  # petals start green: their colour is a secret of the bud
     for layer in range(who["layers"]):
         depth = layer / max(1, who["layers"] - 1)
-        distance, t, rim = shape.petals(x, y, who["petals"], reach * (1 - 0.26 * layer),
-                                        width * (1 - 0.12 * layer), spread, who["point"], 0.5 * (layer % 2))
+        distance, t, rim = shape.petals(
+            x,
+            y,
+            who["petals"],
+            reach * (1 - 0.26 * layer),
+            width * (1 - 0.12 * layer),
+            spread,
+            who["point"],
+            0.5 * (layer % 2),
+        )
         bright = (0.72 + 0.26 * t + 0.14 * depth) * (1 - 0.30 * rim * rim) + 0.06 * light * x / reach
         petal = hsv(who["petal_hue"] + 0.025 * (1 - t), saturation * (1.1 - 0.35 * t), bright.clamp(0, 1))
         bud = hsv(who["green"], 0.55, 0.55 * bright + 0.08)
@@ -147,8 +187,9 @@ def fruit(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         long = 0.20 - drop
         x0, y0 = px + air * (1 + 0.3 * k), 0.72 - long
         x, y = canvas.x - x0, canvas.y - (y0 - size * who["tall"] * 0.92)
-        canvas.paint(shape.segment(canvas.x, canvas.y, px, 0.72, x0, y0 - 0.06, 0.018), hsv(0.18, 0.5, 0.40),
-                     subject=True)
+        canvas.paint(
+            shape.segment(canvas.x, canvas.y, px, 0.72, x0, y0 - 0.06, 0.018), hsv(0.18, 0.5, 0.40), subject=True
+        )
         u, v = x / size, y / (size * who["tall"])
         patch = 0.5 * u * light - 0.35 * v + 0.12 * torch.sin(5 * u + 2 * k) * torch.cos(4 * v)
         ripe = phase(stage + who["patchy"] * patch - 0.06 * k, 0.32, 0.86)
@@ -182,8 +223,11 @@ def tree(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     canvas.paint(shadow, hsv(0.3, 0.6, 0.15), 0.45, soft=0.1)
     bark = hsv(0.065, 0.42, (0.34 + 0.12 * light * (x / who["trunk"]).clamp(-1, 1)))
     flare = who["trunk"] * (1 + 1.2 * (-0.45 - y).clamp(0, 0.3) * 4)
-    canvas.paint(torch.maximum(x.abs() - flare * (1 - 0.45 * ((y + 0.7) / 0.9)).clamp(0.2, 1),
-                               torch.maximum(y - 0.2, -0.7 - y)), bark, subject=True)
+    canvas.paint(
+        torch.maximum(x.abs() - flare * (1 - 0.45 * ((y + 0.7) / 0.9)).clamp(0.2, 1), torch.maximum(y - 0.2, -0.7 - y)),
+        bark,
+        subject=True,
+    )
     twigs = scatter(who["own"], "twigs", 7, 2).tolist()
     for k, (a, b) in enumerate(twigs):
         angle = math.pi / 2 + (k - 3) * 0.36 + 0.25 * (a - 0.5)
@@ -205,11 +249,10 @@ def tree(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         bright = bright * (0.84 + 0.24 * (cy + radius - 0.1) / (size + 0.3))
         green = hsv(who["green"], 0.66, (0.55 * bright).clamp(0, 1))
         autumn = hsv(who["leaf_hue"] + 0.04 * (b - 0.5), 0.82, (0.86 * bright).clamp(0, 1))
-        canvas.paint(shape.ellipse(u, v, r, r * 0.9) + 2 * rough * r, mix(green, autumn, turned), 1 - loss,
-                     subject=True)
+        canvas.paint(
+            shape.ellipse(u, v, r, r * 0.9) + 2 * rough * r, mix(green, autumn, turned), 1 - loss, subject=True
+        )
     for a, b, c, d in scatter(who["own"], "fallen", 9, 4).tolist():
         there = phase(fall, 0.15 + 0.8 * c, 0.25 + 0.8 * c)
         spot = shape.ellipse(canvas.x - 1.5 * (a - 0.5), canvas.y + 0.70 + 0.18 * b, 0.07, 0.028)
         canvas.paint(spot, hsv(who["leaf_hue"] + 0.04 * (d - 0.5), 0.78, 0.78), there)
-
-

@@ -68,9 +68,7 @@ def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
     return who
 
 
-def render(
-    process: str, who: dict[str, float], stage: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor]:
+def render(process: str, who: dict[str, float], stage: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Paint a clip of any length and size.
 
     stage: (T,) in [0,1], any order. Returns the video (T,3,H,W) in [-1,1] and the subject's mask (T,1,H,W).

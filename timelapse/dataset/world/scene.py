@@ -29,8 +29,9 @@ def texture(canvas: Canvas, who: dict, name: str, cells: int) -> Tensor:
     x = (canvas.x / 2).expand(1, height, width)
     if max(height, width) > 2 * short:  # a panorama is wider than the grid: stretch, rather than repeat
         x, y = x * short / width, y * short / height
-    return F.grid_sample(grid, torch.stack([x, y], -1), mode="bicubic", padding_mode="reflection",
-                         align_corners=False)[:, 0]
+    return F.grid_sample(grid, torch.stack([x, y], -1), mode="bicubic", padding_mode="reflection", align_corners=False)[
+        :, 0
+    ]
 
 
 def sway(who: dict, time: Tensor, amount: float = 0.012) -> Tensor:

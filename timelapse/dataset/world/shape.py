@@ -49,9 +49,7 @@ def trapezoid(x: Tensor, y: Tensor, bottom: float, top: float, low: Number, high
     return torch.maximum(x.abs() - (low + (high - low) * t), torch.maximum(y - top, bottom - y))
 
 
-def stem(
-    x: Tensor, y: Tensor, centre: Tensor, slope: Tensor, radius: Number, bottom: Number, top: Number
-) -> Tensor:
+def stem(x: Tensor, y: Tensor, centre: Tensor, slope: Tensor, radius: Number, bottom: Number, top: Number) -> Tensor:
     """A stalk that follows x = centre(y), with slope dx/dy, between two heights."""
     side = (x - centre).abs() / (1 + slope * slope).sqrt() - radius
     return torch.maximum(side, torch.maximum(y - top, bottom - y))
