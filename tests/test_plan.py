@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import timelapse.plan
 from timelapse.activations import kept_for_backward
@@ -132,6 +133,29 @@ def test_tiny_counts_are_those_of_the_built_model():
     counts, backbone = count(cfg), build(cfg.model).backbone
     assert counts.parameters == sum(p.numel() for p in backbone.parameters()) == counts.trained
     assert counts.tokens == 5 * 8 * 8 + cfg.model.transformer.max_text_seq_length and counts.width == backbone.width
+
+
+def test_counting_the_published_model_holds_none_of_it():
+    """T5-XXL alone would be 18 GiB and minutes of random numbers."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type != "meta":
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        count(
+            config(
+                "scale=paper",
+                "model.transformer.num_layers=2",
+                "model.align={layer: 1, early_layer: 0, width: 3072, hidden: 8}",
+            )
+        )
+    assert largest < 1e6
 
 
 def test_operations_are_those_of_the_matrices():

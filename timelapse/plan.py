@@ -165,7 +165,9 @@ def forward(model: Any, backbone: nn.Module, cfg: DictConfig) -> Tensor:
     meta, video = {"device": "meta"}, cfg.video
     zt = torch.empty(1, *model.latent_shape(video.frames, video.height, video.width), **meta)
     ends = 2  # networks that are told pictures read a token for each end
-    tokens = torch.empty(1, max(ends, model.text.length), model.text.width, **meta)
+    with torch.device("meta"):  # T5-XXL, where nobody has asked for it yet
+        text = model.text
+    tokens = torch.empty(1, max(ends, text.length), text.width, **meta)
     known = torch.zeros(1, video.frames, dtype=torch.bool)  # its numbers are looked at
     known[:, 0] = True
     condition = Condition(torch.empty_like(zt), known, tokens)
