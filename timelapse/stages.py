@@ -198,21 +198,25 @@ def trained(run: Run) -> None:
 
 def restore(run: Run) -> None:
     """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already)."""
+    from timelapse.checkpoint import read
+
     module = run.module
     fitted = module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
+    state = {} if fitted or run.checkpoint is None else read(run.checkpoint, optimizer=False)["state_dict"]
+    averaged = any(key.startswith("ema.") for key in state) if state else None
     if not fitted and hasattr(module, "materialise"):  # others hold their network from the start
-        module.materialise()
-    if run.checkpoint is not None and not fitted:
-        from timelapse.checkpoint import read
-
-        state = read(run.checkpoint, optimizer=False)["state_dict"]
-        unknown = module.load_state_dict(state, strict=False).unexpected_keys
+        module.materialise(averaged=averaged)  # a checkpoint is sampled with the average it has, or with none
+    if state:
+        missing, unknown = module.load_state_dict(state, strict=False)
         unknown = [key for key in unknown if not key.startswith("losses.")]  # what a loss owns is for training only
-        if unknown:
+        trained = {name for name, p in module.named_parameters() if p.requires_grad or name.startswith("ema.")}
+        missing = [key for key in missing if key in trained and not key.startswith("losses.")]
+        if unknown or missing:
+            said = f"unknown {unknown[:3]}" if unknown else f"without {missing[:3]}, which this run trains"
             raise ValueError(
-                f"{run.checkpoint} does not fit model={run.cfg.model._target_}: unknown {unknown[:3]}; "
+                f"{run.checkpoint} does not fit model={run.cfg.model._target_}: {said}; "
                 f"use the experiment and scale it was trained with"
             )
     module.to(run.device)  # Lightning moves it to the CPU after a fit

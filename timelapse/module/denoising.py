@@ -102,8 +102,11 @@ class Denoising(NormClipping, L.LightningModule):
         strategy = self.trainer.strategy
         self.materialise(strategy if isinstance(strategy, Fsdp2) else None)
 
-    def materialise(self, strategy: Any = None) -> None:
-        """Put the backbone (sharded by `strategy`) and the average of its weights in place."""
+    def materialise(self, strategy: Any = None, averaged: bool | None = None) -> None:
+        """Put the backbone (sharded by `strategy`) and the average of its weights in place.
+
+        averaged: whether there is such an average; None: where `ema_decay` says so.
+        """
         if self.backbone is None:
             if strategy is None:
                 self.backbone = self.model.backbone
@@ -115,7 +118,7 @@ class Denoising(NormClipping, L.LightningModule):
                 shard(self.backbone, self.losses, strategy.mesh, strategy.half, strategy.offload)
                 self.backbone.to_empty(device=strategy.home)
                 self.model.materialise(self.backbone)
-        if self.ema_decay and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
+        if (self.ema_decay if averaged is None else averaged) and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
             for name, p in self.trained():
                 self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
 

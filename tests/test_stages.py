@@ -1,0 +1,47 @@
+"""Stages on the checkpoints that others leave behind."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small import small_run  # noqa: E402
+
+from timelapse.callback.checkpoint import newest  # noqa: E402
+from timelapse.checkpoint import read  # noqa: E402
+from timelapse.stages import fit, restore  # noqa: E402
+
+QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.9], ids=["no average", "averaged"])
+def trained(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    fit(small_run(folder, *QUICK, f"train.ema_decay={request.param}"))
+    return folder
+
+
+@pytest.mark.parametrize("typed", [[], ["train.ema_decay=0"]], ids=["scale's", "none typed"])
+def test_a_checkpoint_is_sampled_with_the_average_it_has_whatever_is_typed(trained, tmp_path, typed):
+    run = small_run(tmp_path, "stages=[sample]", f"ckpt={trained}", *typed)
+    state = read(newest(trained / "checkpoints"))["state_dict"]
+    has = any(key.startswith("ema.") for key in state)
+    restore(run)
+    with run.module.averaged():
+        for name, p in run.module.trained():
+            assert torch.equal(p, state["ema." + name.replace(".", "/") if has else f"backbone.{name}"]), name
+
+
+def test_a_checkpoint_that_lacks_what_is_trained_is_refused_in_one_line(trained, tmp_path):
+    checkpoint = torch.load(newest(trained / "checkpoints"), weights_only=True)
+    lost = next(key for key in checkpoint["state_dict"] if key.startswith("backbone."))
+    del checkpoint["state_dict"][lost]
+    torch.save(checkpoint, tmp_path / "cut.ckpt")
+    run = small_run(tmp_path, "stages=[sample]", f"ckpt={tmp_path}/cut.ckpt")
+    with pytest.raises(ValueError, match="which this run trains") as error:
+        restore(run)
+    assert lost in str(error.value) and "\n" not in str(error.value)
