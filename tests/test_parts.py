@@ -113,6 +113,12 @@ def test_an_optimizer_that_cannot_work_is_refused_before_clips_are_encoded(tmp_p
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_checkpoint_is_not_trained_on_and_then_shown_in_the_place_of_what_was_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"type 'stages=\[sample,evaluate,report\]'") as error:
+        check(tmp_path, "+experiment=finetune_only", "ckpt=elsewhere")  # the default stages begin with fit
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeypatch, rank):
     monkeypatch.setenv("SLURM_PROCID", rank)  # process 0 alone would leave the others waiting for its share

@@ -32,6 +32,11 @@ class Run:
     def check(self) -> None:
         """What would only fail after minutes of work fails now: ValueError."""
         wanted = self.cfg.trainer.accelerator
+        if "fit" in self.cfg.stages and self.cfg.ckpt is not None:
+            raise ValueError(
+                f"ckpt={self.cfg.ckpt}: the stage fit starts from model.weights, or goes on from the run's own last "
+                f"checkpoint; type 'stages=[sample,evaluate,report]' beside ckpt, or leave ckpt out"
+            )
         if "sample" in self.cfg.stages:
             check_input(self.cfg)
         if {"cache", "fit", "sample"} & {*self.cfg.stages}:
@@ -189,7 +194,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: cfg.ckpt, else the run's newest."""
+        """The checkpoint to sample, measure or export: cfg.ckpt (never beside the stage fit), else the run's newest."""
         from timelapse.callback.checkpoint import newest
         from timelapse.checkpoint import is_sharded
 

@@ -201,7 +201,7 @@ def restore(run: Run) -> None:
     from timelapse.checkpoint import read
 
     module = run.module
-    fitted = module.backbone is not None and run.cfg.ckpt is None and "fit" in run.cfg.stages
+    fitted = module.backbone is not None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
     state = {} if fitted or run.checkpoint is None else read(run.checkpoint, optimizer=False)["state_dict"]
