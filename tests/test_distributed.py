@@ -25,6 +25,7 @@ LOSS, WEIGHT = 1e-4, 2e-3
 # Clipping that bites, an average of weights, dREPA's projector.
 COMMON = ["train.steps=6", "train.clip_norm=0.1", "train.warmup=0", "encoder=dinov3_tiny"]
 COMMON += ["train.checkpoint_every=3", "train.validate_every=3"]
+COMMON += ["train.validation_clips=5"]  # 4 and 1, or two and one of 2 a process: neither batches nor clips are as many
 LORA = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
 TRAINERS = {"cpu": (1, 4), "ddp": (2, 2), "fsdp": (2, 2)}  # processes, clips of each
 
@@ -38,7 +39,7 @@ def fit(trainer: str, folder: Path, *overrides: str, processes: int | None = Non
 
 
 def numbers(folder: Path) -> dict[tuple[int, str], float]:
-    """(step, name) -> what was logged; validation is averaged over ranks' batches, which have other sizes."""
+    """(step, name) -> what was logged."""
     rows = read_rows(folder / "metrics.csv")
     return {(int(row["step"]), k): float(v) for row in rows for k, v in row.items() if "/" in k}
 

@@ -26,6 +26,7 @@ class Batch(TypedDict, total=False):
     feature: Tensor  # (B,N,D) frozen encoder features on the token grid, order (t,h,w), first latent frame dropped
     mask: Tensor  # (B,T,1,H,W) in [0,1], the subject; synthetic clips know it
     stage: Tensor  # (B,T) in [0,1], progress of the process; synthetic clips know it
+    weight: list[float]  # of each clip in the held-out numbers: 1, or 0 for one that only keeps a process in step
 
 
 @dataclass

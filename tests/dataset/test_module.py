@@ -1,5 +1,6 @@
 """The training stream: every clip once an epoch, whatever the number of processes and wherever it starts."""
 
+from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
 
@@ -87,14 +88,16 @@ def test_validation_batches_have_one_shape():
     assert all(len({dataset.shapes[i] for i in batch}) == 1 for batch in batches)
 
 
-def test_every_rank_validates_the_same_number_of_batches_and_no_clip_is_left_out():
-    data, seen, lengths = Clips(Numbers(), Numbers(), batch_size=2), [], []
-    for rank in range(3):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)
-        batches = [b["key"] for b in data.val_dataloader()]
-        lengths.append(len(batches))
-        seen += sum(batches, [])
-    assert len(set(lengths)) == 1 and set(seen) == {f"clip-{i}" for i in range(10)}
+@pytest.mark.parametrize("world", [1, 3, 11])
+def test_every_rank_validates_the_same_number_of_batches_and_every_clip_counts_once(world):
+    data, weights, lengths = Clips(Numbers(), Numbers(), batch_size=3), Counter(), set()  # 4 batches
+    for rank in range(world):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+        batches = list(data.val_dataloader())
+        lengths.add(len(batches))
+        for batch in batches:
+            weights.update(dict(zip(batch["key"], batch["weight"])))
+    assert lengths == {-(-4 // world)} and weights == {f"clip-{i}": 1 for i in range(10)}
 
 
 def test_workers_ranks_and_a_resume_deal_every_clip_out_once_an_epoch():

@@ -79,6 +79,17 @@ class Draws(Sampler):
             at += self.batch_size * self.world
 
 
+class Held(Dataset):
+    """View of a dataset; item (i, weight) is clip i, which counts that often in the held-out numbers."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, place: tuple[int, float]) -> dict[str, Any]:
+        i, weight = place
+        return {**self.dataset[i], "weight": weight}
+
+
 def collate(items: list[dict[str, Any]]) -> Batch:
     """Tensors are stacked, everything else becomes a list."""
     return {k: torch.stack(v) if isinstance((v := [i[k] for i in items])[0], Tensor) else v for k in items[0]}
@@ -118,10 +129,16 @@ class Clips(L.LightningDataModule):
         return self._loader(Stream(self.train, self.seed, group), batch_sampler=draws)
 
     def val_dataloader(self) -> DataLoader:
+        """Batches for this rank, as many as for each other, or collectives hang: what comes again for that weighs 0.
+
+        Modules log with `batch_size=sum(batch["weight"])`, so each clip counts once on any number of processes. It is
+        a float: Lightning takes the mean of the counts over processes too, and of whole numbers it drops the fraction.
+        """
         rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = alike(self.validation, range(len(self.validation)), self.batch_size)
-        batches += batches[: -len(batches) % world]  # every rank the same number of steps, or collectives hang
-        return self._loader(self.validation, batch_sampler=batches[rank::world])
+        own = range(rank, -(-len(batches) // world) * world, world)
+        places = [[(i, float(n < len(batches))) for i in batches[n % len(batches)]] for n in own]
+        return self._loader(Held(self.validation), batch_sampler=places)
 
     def _loader(self, dataset: Dataset, batch_sampler: Any) -> DataLoader:
         return DataLoader(

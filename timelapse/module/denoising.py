@@ -188,7 +188,7 @@ class Denoising(NormClipping, L.LightningModule):
             for t in self.held_out_timesteps:
                 step = self.step(batch, condition, torch.full((len(names),), t, device=self.device), names)
                 for name, loss in self.losses.items():
-                    self.log(f"val/{name}_t{t}", loss(step).mean(), sync_dist=True, batch_size=len(names))
+                    self.log(f"val/{name}_t{t}", loss(step).mean(), sync_dist=True, batch_size=sum(batch["weight"]))
 
     def step(self, batch: Batch, condition: Condition, t: Tensor, names: list[str]) -> Step:
         """Noise the clips that `prepare` made ready and run the network. `names` key the noise, one a clip."""

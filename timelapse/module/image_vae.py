@@ -129,7 +129,7 @@ class ImageVae(NormClipping, L.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         video = batch["video"] if self.temporal else batch["video"][:, ::8]
         value = psnr(self(video)[1], video).mean()
-        self.log("val/psnr", value, sync_dist=True, batch_size=len(video), prog_bar=True)
+        self.log("val/psnr", value, sync_dist=True, batch_size=sum(batch["weight"]), prog_bar=True)
 
     def ship(self, recipe: str) -> Path:
         """Write the VAE, its latents standardised, to the shipped weights; recipe: the command that made it."""

@@ -185,7 +185,8 @@ class Reconstruction(L.LightningModule):
         video = batch["video"]
         for name, x in (("clips", video), ("pictures", video[:, ::8].flatten(0, 1)[:, None])):
             y = self.vae.decode(self.vae.encode(x.transpose(1, 2)).latent_dist.mean).sample.transpose(1, 2)
-            self.log(f"val/psnr_{name}", psnr(y, x).mean(), sync_dist=True, batch_size=len(video), prog_bar=True)
+            weight = sum(batch["weight"])
+            self.log(f"val/psnr_{name}", psnr(y, x).mean(), sync_dist=True, batch_size=weight, prog_bar=True)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
