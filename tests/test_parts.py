@@ -119,6 +119,14 @@ def test_a_checkpoint_is_not_trained_on_and_then_shown_in_the_place_of_what_was_
     assert "\n" not in str(error.value)
 
 
+def test_a_module_that_shards_nothing_is_refused_under_a_trainer_that_does(tmp_path):
+    typed = ["+experiment=pretrain_vae", "trainer=fsdp", "trainer.accelerator=cpu"]
+    with pytest.raises(ValueError, match="Reconstruction holds its network whole .* type trainer=ddp") as error:
+        check(tmp_path, *typed)
+    assert "\n" not in str(error.value)
+    check(tmp_path, "+experiment=finetune_only", *typed[1:])
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeypatch, rank):
     monkeypatch.setenv("SLURM_PROCID", rank)  # process 0 alone would leave the others waiting for its share

@@ -53,5 +53,9 @@ def build_with(part: DictConfig, source: Any, names: Sequence[str]) -> Any:
 
 def asked(part: DictConfig, names: Sequence[str]) -> list[str]:
     """Which of `names` the constructor of a part's class asks for: how a part says what it works on, unbuilt."""
-    wanted = signature(get_class(part["_target_"])).parameters
+    wanted = signature(class_of(part)).parameters
     return [name for name in names if name in wanted]
+
+
+def class_of(part: DictConfig) -> type:
+    return get_class(part["_target_"])

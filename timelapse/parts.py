@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
-from timelapse.build import asked, build, build_all, build_with
+from timelapse.build import asked, build, build_all, build_with, class_of
 from timelapse.input import check_input, check_known
 from timelapse.randomness import keyed_seed
 
@@ -53,10 +53,18 @@ class Run:
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)
-        if "fit" in self.cfg.stages and self.cfg.module.get("optimizer") == "muon":
+        if "fit" in self.cfg.stages:
+            from lightning import LightningModule
+
             from timelapse.module.optimizer import check_kind
 
-            check_kind("muon", sharded=not isinstance(self.cfg.trainer.strategy, str))
+            sharded, module = not isinstance(self.cfg.trainer.strategy, str), class_of(self.cfg.module)
+            check_kind(self.cfg.module.get("optimizer", "adamw"), sharded)
+            if sharded and module.configure_model is LightningModule.configure_model:
+                raise ValueError(
+                    f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "
+                    f"be sharded; type trainer=ddp"
+                )
         if "evaluate" in self.cfg.stages:
             build_all(self.cfg.metric)  # a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -103,7 +111,7 @@ class Run:
         if wanted != "cpu" and torch.cuda.is_available():
             local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
             return torch.device("cuda", int(local) % torch.cuda.device_count())  # SLURM may show each task one GPU
-        if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+        if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
 
@@ -156,11 +164,16 @@ class Run:
     def validation_clips(self) -> Any:
         return self.with_cache(self.dataset("val"), "val")
 
+    @cached_property
+    def network(self) -> bool:
+        """Whether a stage needs one: baselines between pictures (crossfade, flow) sample without."""
+        return bool({"cache", "fit"} & {*self.cfg.stages}) or not hasattr(build(self.cfg.sampler), "pixels")
+
     def with_cache(self, dataset: Any, split: str) -> Any:
-        if not hasattr(self.module, "losses"):
+        if not asked(self.cfg.module, ["losses"]):
             return dataset
         self.note(getattr(dataset, "skipped", []))
-        if not self.cfg.cache.enabled:
+        if not self.cfg.cache.enabled or not self.network:
             return dataset
         from timelapse.cache import cached
 
