@@ -50,7 +50,8 @@ TEXT = {
     "max_position_embeddings": 12,
 }
 PROCESS = {"zero_terminal_snr": False, "prediction": "epsilon"}
-CODE = {"rope": "half", "temporal_time": False, "unit_seconds": 1.0}  # as the public code has it
+# As the public code has it.
+CODE = {"rope": "half", "temporal_time": False, "unit_seconds": 1.0, "process": Process(**PROCESS, schedule="linear")}
 
 
 def make(**changes) -> ConsistI2V:
@@ -217,7 +218,7 @@ def test_same_eps_as_the_public_network(checkpoint, public):
 )
 def test_same_latents_as_the_public_pipeline(checkpoint, public, name, image, start):
     """The first step divides by alpha = 0.06, so latents of random weights spread to 7: the tolerance is of that."""
-    model = make(**CODE, weights={"unet": str(checkpoint)}, process=Process(**PROCESS, schedule="linear"))
+    model = make(**CODE, weights={"unet": str(checkpoint)})
     c = condition()
     c.layout = c.latent[:, :1].expand_as(c.latent)
 
@@ -238,7 +239,9 @@ def test_published_names_there_and_back():
 
 
 def test_published_weights_ask_for_what_they_were_made_with(checkpoint):
-    with pytest.raises(ValueError, match=r"model\.rope=half model\.temporal_time=false"):
+    with pytest.raises(
+        ValueError, match=r"rope=half model\.temporal_time=false model\.process\.schedule=linear,"
+    ):
         _ = make(weights={"unet": str(checkpoint)}).backbone
 
 

@@ -15,7 +15,7 @@ from timelapse import assets
 from timelapse.model import weights
 from timelapse.model.cogvideox_backbone import Backbone
 from timelapse.model.cogvideox_codec import CogVideoXCodec
-from timelapse.model.t5 import T5
+from timelapse.model.text import Text
 from timelapse.process import Process
 
 
@@ -109,7 +109,7 @@ class CogVideoX:
         return CogVideoXCodec(vae, slicing=self.vae_slicing, tiling=self.vae_tiling)
 
     @cached_property
-    def text(self) -> T5:
+    def text(self) -> Text:
         """Captions to tokens; frozen. Without a hub's tokenizer, tokens are bytes."""
         encoder, source = self._part("text", T5EncoderModel, self.frozen_dtype), self._source("text")
         load = AutoTokenizer.from_pretrained
@@ -120,23 +120,11 @@ class CogVideoX:
                 f"cogvideox: the tokenizer of model.weights={source} came without its vocabulary; its file is "
                 f"spiece.model, which needs `pip install sentencepiece`"
             )
-        return T5(encoder, tokenizer, self.numbers["transformer"]["max_text_seq_length"])
+        return Text(encoder, tokenizer, self.numbers["transformer"]["max_text_seq_length"])
 
     def materialise(self, backbone: Backbone) -> None:
-        """Fill a backbone that was built on the meta device, sharded or not, and given memory by `to_empty`.
-
-        Process 0 builds the starting weights on its CPU and sends each process its shard.
-        """
-        from torch.distributed import get_rank, is_initialized
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-        first = not is_initialized() or get_rank() == 0
-        start = {}
-        if first:
-            with torch.device("cpu"):
-                start = CogVideoX.backbone.func(self).state_dict()
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
-        set_model_state_dict(backbone, start, options=options)
+        """Fill a backbone that was built on the meta device, sharded or not, and given memory by `to_empty`."""
+        weights.fill(backbone, lambda: CogVideoX.backbone.func(self))
 
     # -- shapes ------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from timelapse import assets
 from timelapse.model import consisti2v_published as published
-from timelapse.model.clip_text import ClipText
 from timelapse.model.consisti2v_unet import InflatedUNet
 from timelapse.model.kl_codec import KlCodec
+from timelapse.model.text import Text
 from timelapse.model.weights import compare, fill, from_hub, is_hub, meta, seeded, shipped
 from timelapse.process import Process
 
@@ -119,9 +119,13 @@ class ConsistI2V:
                 load = UNet2DConditionModel.from_pretrained
                 return self._inflated(from_hub("consisti2v", load, source, "unet", torch_dtype=self.dtype))
             wrong = {k: v for k, v in PUBLISHED.items() if self.options[k] != v}
+            wrong |= {"process.schedule": "linear"} if self.process.schedule != "linear" else {}
             if wrong:
                 typed = " ".join(f"model.{k}={str(v).lower()}" for k, v in wrong.items())
-                raise ValueError(f"consisti2v: the published weights in {source} were made with {typed}; type that")
+                raise ValueError(
+                    f"consisti2v: the published weights in {source} were made with {typed}, and with noise.alpha=1.0; "
+                    f"type that, or +experiment=consisti2v_published"
+                )
             backbone = self._inflated(UNet2DConditionModel(**self.numbers["unet"]))
             backbone.load_state_dict(published.read(_folder(source)))
             return nn.Module.to(backbone, self.dtype)
@@ -137,12 +141,12 @@ class ConsistI2V:
         return KlCodec(self._frozen("vae", AutoencoderKL, "vae"), self.chunk)
 
     @cached_property
-    def text(self) -> ClipText:
+    def text(self) -> Text:
         """Captions to tokens; frozen. Without a hub's tokenizer, tokens are bytes."""
         encoder, source = self._frozen("text", CLIPTextModel, "text_encoder"), self._source("text")
         load = CLIPTokenizer.from_pretrained
         tokenizer = from_hub("consisti2v", load, source, "tokenizer") if is_hub(source) else ByT5Tokenizer()
-        return ClipText(encoder, tokenizer)
+        return Text(encoder, tokenizer, self.numbers["text"]["max_position_embeddings"])
 
     def materialise(self, backbone: InflatedUNet) -> None:
         """Fill a backbone that was built on the meta device and given memory by `to_empty`."""

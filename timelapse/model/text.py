@@ -1,26 +1,26 @@
-"""Captions to tokens: a frozen CLIP text encoder, as Stable Diffusion uses it."""
+"""Captions to tokens: a text encoder, T5 or CLIP."""
 
 from __future__ import annotations
 
 import logging
 
 from torch import Tensor, nn
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
 
-class ClipText(nn.Module):
-    """Frozen encoder; captions are padded to its `max_position_embeddings`, and padding is attended to.
+class Text(nn.Module):
+    """Frozen encoder; captions are padded to `length` tokens, and padding is attended to, as both CogVideoX and Stable
+    Diffusion were trained.
 
     With `ByT5Tokenizer` a token is a byte of UTF-8 and no vocabulary file is needed.
     """
 
-    def __init__(self, encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
-        self.tokenizer, self.length = tokenizer, encoder.config.max_position_embeddings
-        self.width = encoder.config.hidden_size
+        self.tokenizer, self.length, self.width = tokenizer, length, encoder.config.hidden_size
 
     def encode(self, captions: list[str]) -> Tensor:
         """(B, length, width); longer captions are cut, with a warning."""
