@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timelapse.conditioning.keyframes import pixels
+from timelapse.conditioning.keyframes import pixels, spacing
 from timelapse.randomness import randn
 from timelapse.types import Batch, Codec, Condition
 
@@ -48,10 +48,7 @@ class EndFrames:
         latent[:, ends] = image * told[..., None, None]
         mask = torch.zeros(video.shape[:2], dtype=torch.bool)
         mask[:, ends] = True
-        seconds = batch.get("seconds")
-        if seconds is not None:
-            seconds = ((seconds[:, -1] - seconds[:, 0]) / (seconds.shape[1] - 1)).float()
-        return Condition(latent, mask, token * told, seconds)
+        return Condition(latent, mask, token * told, spacing(batch))
 
 
 def known_ends(known: Tensor) -> list[int]:

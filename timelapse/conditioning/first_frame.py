@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timelapse.conditioning.keyframes import VARIANCE, condition, known_frames, pixels
+from timelapse.conditioning.keyframes import VARIANCE, condition, known_frames, pixels, spacing
 from timelapse.randomness import randn
 from timelapse.types import Batch, Codec, Condition
 
@@ -62,5 +62,4 @@ class FirstFrame:
         frames = batch["seconds"].shape[1]
         after = (frames - 1) // codec.temporal_compression
         latent = torch.cat([frame, frame.new_zeros(len(frame), after, *frame.shape[2:])], dim=1) * codec.condition_scale
-        spacing = ((batch["seconds"][:, -1] - batch["seconds"][:, 0]) / (frames - 1)).float()
-        return Condition(latent, known_frames([[0]] * len(frame), frames), seconds_per_frame=spacing)
+        return Condition(latent, known_frames([[0]] * len(frame), frames), seconds_per_frame=spacing(batch))

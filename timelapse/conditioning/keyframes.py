@@ -124,10 +124,13 @@ def condition(
 ) -> Condition:
     """`condition_on` with what else a `Condition` holds: mean seconds between frames, where the clips have times."""
     latent = condition_on(pixels(batch), known, codec, generators, variance, image_noise, bank)
+    return Condition(latent=latent, known=known, seconds_per_frame=spacing(batch))
+
+
+def spacing(batch: Batch) -> Tensor | None:
+    """(B,) mean seconds between frames; None where the clips have no times."""
     seconds = batch.get("seconds")
-    if seconds is not None:
-        seconds = ((seconds[:, -1] - seconds[:, 0]) / (seconds.shape[1] - 1)).float()
-    return Condition(latent=latent, known=known, seconds_per_frame=seconds)
+    return None if seconds is None else ((seconds[:, -1] - seconds[:, 0]) / (seconds.shape[1] - 1)).float()
 
 
 def known_frames(indices: list[list[int]], frames: int) -> Tensor:
