@@ -7,6 +7,9 @@ processes. Clips of several shapes (`dataset.shapes`) make a stream each, and gl
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
@@ -24,8 +27,8 @@ from timelapse.types import Batch
 class Stream(Dataset):
     """Endless shuffled view of a dataset; item n carries `draw` = n, which keys all its randomness.
 
-    group: draws that go into one global batch, all of one shape. In an epoch each shape has as many turns, in shuffled
-    order, as it needs to show its clips once; what its last turn has too many, the next epoch has less.
+    group: draws that go into one global batch, all of one shape. After epoch e each shape has had as few turns as show
+    its clips e + 1 times, so what its last turn has too many, the next epochs have less; in shuffled order.
     """
 
     def __init__(self, dataset: Dataset, seed: int, group: int = 1):
@@ -39,11 +42,15 @@ class Stream(Dataset):
         members = self.buckets[bucket]
         return [members[i] for i in torch.randperm(len(members), generator=keyed(self.seed, "shuffle", epoch)).tolist()]
 
+    def _before(self, epoch: int) -> list[int]:
+        """Turns of each bucket before an epoch."""
+        return [-(-epoch * len(members) // self.group) for members in self.buckets]
+
     def _deal(self, epoch: int) -> list[tuple[int, int]]:
         """(bucket, its turns before) of each turn of an epoch."""
-        turns = [-(-len(members) // self.group) for members in self.buckets]
-        order = [bucket for bucket, n in enumerate(turns) for _ in range(n)]
-        before, dealt = [epoch * n for n in turns], []
+        before, after = self._before(epoch), self._before(epoch + 1)
+        order = [bucket for bucket, n in enumerate(before) for _ in range(after[bucket] - n)]
+        dealt = []
         for i in torch.randperm(len(order), generator=keyed(self.seed, "turns", epoch)).tolist():
             dealt.append((order[i], before[order[i]]))
             before[order[i]] += 1
@@ -51,8 +58,10 @@ class Stream(Dataset):
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
         turn, slot = divmod(draw, self.group)
-        epoch, place = divmod(turn, sum(-(-len(members) // self.group) for members in self.buckets))
-        bucket, before = self._turns(epoch)[place]
+        epoch = draw // sum(map(len, self.buckets))  # or an earlier one, by turns that are not full
+        while sum(self._before(epoch)) > turn:
+            epoch -= 1
+        bucket, before = self._turns(epoch)[turn - sum(self._before(epoch))]
         epoch, place = divmod(before * self.group + slot, len(self.buckets[bucket]))
         return {**self.dataset[self._permutation(bucket, epoch)[place]], "draw": draw}
 
@@ -93,6 +102,19 @@ class Held(Dataset):
 def collate(items: list[dict[str, Any]]) -> Batch:
     """Tensors are stacked, everything else becomes a list."""
     return {k: torch.stack(v) if isinstance((v := [i[k] for i in items])[0], Tensor) else v for k in items[0]}
+
+
+def outlive_sigterm(worker: int) -> None:
+    """SIGTERM comes to a whole process group: the process that trains saves, and needs its clips until then."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register  # runs before multiprocessing's own, which sends daemons SIGTERM and waits for their end
+def end_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls it an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def shapes_of(dataset: Dataset) -> list[tuple[int, int, int]] | None:
@@ -146,6 +168,7 @@ class Clips(L.LightningDataModule):
             batch_sampler=batch_sampler,
             collate_fn=collate,
             num_workers=self.workers,
+            worker_init_fn=outlive_sigterm,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
