@@ -56,10 +56,6 @@ class Edm:
         """z0 = alpha zt - sigma v."""
         return self.alpha(t) * zt - self.sigma(t) * v
 
-    def to_eps(self, zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """eps = sigma zt + alpha v."""
-        return self.sigma(t) * zt + self.alpha(t) * v
-
     def draw(self, generators: list[torch.Generator]) -> Tensor:
         """(B,) training noise levels, log-normal, clip b's from generators[b]."""
         unit = torch.cat([torch.randn(1, generator=g) for g in generators])

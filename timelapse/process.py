@@ -83,20 +83,6 @@ class Process:
             return (zt - self.sigma(t) * output) / self.alpha(t)
         return self.alpha(t) * zt - self.sigma(t) * output
 
-    def to_eps(self, zt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """eps = sigma zt + alpha v."""
-        if self.prediction == "epsilon":
-            return output
-        return self.sigma(t) * zt + self.alpha(t) * output
-
-    def z0_weight(self, t: Tensor) -> Tensor:
-        """(B,1,1,1,1): 1 / (1 - alpha_bar), which turns squared z0 error into squared v error.
-
-        z0_hat - z0 = -sigma (v_hat - v), so weight (z0_hat - z0)^2 = (v_hat - v)^2: papers that finetune
-        CogVideoX and "predict the clean x0" train plain v-MSE. Finite everywhere, 1 at the last time.
-        """
-        return 1 / (1 - self._at(t))
-
     def draw(self, generators: list[torch.Generator]) -> Tensor:
         """(B,) training times, uniform, clip b's from generators[b]."""
         return torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])

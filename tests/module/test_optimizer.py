@@ -177,3 +177,11 @@ def test_what_cannot_work_is_said_with_what_to_type(kind, said, monkeypatch):
         check_kind(kind, sharded=True)
     check_kind("adamw", sharded=True)
     check_kind("muon")
+
+
+def test_weights_of_16_bits_are_not_trained():
+    """A step of 5e-5 on a weight of 0.05 is below half of bfloat16's last bit: nothing would be learned, silently."""
+    weight = torch.full((), 0.05, dtype=torch.bfloat16)
+    assert weight - 5e-5 == weight
+    with pytest.raises(ValueError, match=r"weights of bfloat16 .* model.dtype=float32 trainer.precision=bf16-mixed"):
+        optimizer_of("adamw", [Net().bfloat16()], 5e-5)

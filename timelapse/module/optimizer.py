@@ -60,7 +60,14 @@ def optimizer_of(
 
 
 def trained(parts: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [p for part in parts for p in part.parameters() if p.requires_grad]
+    """ValueError for weights of 16 bits: a step of 5e-5 rounds to none."""
+    found = [p for part in parts for p in part.parameters() if p.requires_grad]
+    if short := {str(p.dtype).removeprefix("torch.") for p in found if p.element_size() < 4}:
+        raise ValueError(
+            f"weights of {', '.join(sorted(short))} would be trained, which rounds small steps to none; type "
+            f"model.dtype=float32 trainer.precision=bf16-mixed (or train LoRA, whose own weights stay in float32)"
+        )
+    return found
 
 
 def grouped(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
