@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from timelapse.dataset.write import write_video
-from timelapse.study import expand, study_page
+from timelapse.study import expand, launcher, study_page
 
 ROOT = Path(__file__).parents[1]
 APP = """
@@ -101,6 +101,24 @@ def test_later_overrides_win_and_seeds_go_round_first():
         expand(study, ["seed=1"])
     with pytest.raises(ValueError, match="rows"):
         expand({"seeds": [0]}, [])
+
+
+def test_under_slurm_the_jobs_of_a_study_are_as_large_as_the_trainer_that_was_typed():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    typed = ["+study=drepa_ablation", "hydra/launcher=slurm", "trainer=hsdp"]
+    typed += ["trainer.devices=8", "trainer.num_nodes=4"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", typed, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        try:
+            jobs = expand(cfg.study, HydraConfig.get().overrides.task)
+            params = launcher(jobs[0][2]).params
+        finally:
+            HydraConfig.instance().cfg = None
+    assert (params["nodes"], params["tasks_per_node"], params["gpus_per_node"]) == (4, 8, 8)
 
 
 def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():

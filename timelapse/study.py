@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -52,13 +53,20 @@ def key_of(override: str) -> str:
 
 def launch(jobs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
     """Run the jobs through the configured launcher (hydra/launcher=...), as Hydra's own multirun does."""
+    return launcher(jobs[0]).launch(jobs, initial_job_idx=0)
+
+
+def launcher(job: Sequence[str]) -> Launcher:
+    """The configured one. What it reads of a job's own config (SLURM: the trainer's devices) it reads once for all of
+    them, here from `job`: the first stands for all, so rows whose trainers differ in size are studies of their own.
+    """
     loader = GlobalHydra.instance().config_loader()
     own = HydraConfig.get()
     said = [o for o in own.overrides.hydra if not o.startswith("hydra.mode")]
-    config = loader.load_configuration(own.job.config_name, [*said, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
+    overrides = [*said, *job, "hydra.mode=MULTIRUN"]
+    config = loader.load_configuration(own.job.config_name, overrides, run_mode=RunMode.MULTIRUN)
     context = HydraContext(config_loader=loader, callbacks=_callbacks(config))
-    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job, config=config)
-    return launcher.launch(jobs, initial_job_idx=0)
+    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job, config=config)
 
 
 def _callbacks(config: DictConfig) -> Any:
