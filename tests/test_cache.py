@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
-from timelapse.cache import Store, cached, digest, fingerprint  # noqa: E402
+from timelapse.cache import Store, cached, digest, fingerprint, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
@@ -185,6 +185,30 @@ def test_children_of_a_process_that_has_filled_the_cache_take_no_part(run, tmp_p
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(run.model.codec, "moments", None)
     assert build(run, tmp_path).folder == filled.folder
+
+
+SRUN = {"SLURM_NTASKS": "16", "SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "16", "SLURM_JOB_NAME": "fit"}
+SHELL = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "bash"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", **SRUN}, (3, 4)),  # torchrun, whoever started it
+        (SRUN, (9, 16)),
+        (SHELL, (0, 1)),
+        ({**SHELL, "LOCAL_RANK": "2", "NODE_RANK": "0", "WORLD_SIZE": "4"}, (2, 1)),  # a child in such a shell
+        ({"SLURM_PROCID": "0", "SLURM_JOB_NAME": "fit", "LOCAL_RANK": "1"}, (1, 1)),  # in a batch script, without srun
+        ({"NODE_RANK": "1"}, (1, 1)),  # started by hand on the second node
+    ],
+)
+def test_which_process_this_is(monkeypatch, environment, expected):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", *SRUN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert share() == expected and rank() == expected[0]
 
 
 class Photos(Dataset):

@@ -265,7 +265,7 @@ def share() -> tuple[int, int]:
     """
     if "RANK" in os.environ:
         return rank(), int(os.environ.get("WORLD_SIZE", 1))
-    if "SLURM_STEP_NUM_TASKS" in os.environ:  # by srun; a batch script outside of it is one process
+    if by_slurm() and "SLURM_STEP_NUM_TASKS" in os.environ:  # by srun; a batch script outside of it is one process
         return rank(), int(os.environ["SLURM_STEP_NUM_TASKS"])
     return rank(), 1
 
@@ -316,5 +316,21 @@ def intact(store: Store, keys: list[str], written: dict[str, set[str]]) -> dict[
 
 
 def rank() -> int:
-    """Global rank as launchers tell it, before torch.distributed exists."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
+    """Global rank as launchers tell it, before torch.distributed exists, in Lightning's order.
+
+    Where neither torchrun nor SLURM started the processes but Lightning or the user, on each node anew, it is 0 for
+    the first of them all and more for others: how many there are on a node is not known yet.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if by_slurm():
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+
+
+def by_slurm() -> bool:
+    """Whether Lightning takes this for one of SLURM's tasks. In an interactive shell it starts processes itself, which
+    inherit the shell's SLURM_PROCID of 0.
+    """
+    tasks = {"SLURM_NTASKS", "SLURM_PROCID"} <= os.environ.keys()
+    return tasks and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
