@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
+
+import pytest
 
 from timelapse.callback.history import History, read_rows
 
@@ -41,3 +44,28 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path):
     assert read_rows(path) == rows
     train(History(tmp_path), 3, 4)
     assert len(read_rows(path)) == len(rows) + 2
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_number_that_a_kill_cut_short_is_left_out_too(tmp_path: Path, cut: int):
+    train(History(tmp_path), 0, 3)
+    path = tmp_path / "metrics.csv"
+    rows = read_rows(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_rows(path) == rows[:-1]
+
+
+@pytest.mark.parametrize("start", [0, 5])  # a run's first rows, or later ones
+def test_rows_of_a_full_disk_are_written_once_there_is_room(tmp_path: Path, caplog, start: int):
+    train(History(tmp_path / "a"), 0, 10)
+    logger, limits = History(tmp_path / "b"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    train(logger, 0, start)
+    size = logger.path.stat().st_size if start else 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 11, limits[1]))
+    try:
+        train(logger, start, 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("could not be written") == 1
+    train(logger, 8, 10)
+    assert read_rows(tmp_path / "b/metrics.csv") == read_rows(tmp_path / "a/metrics.csv")

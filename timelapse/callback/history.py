@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+log = logging.getLogger("timelapse")
 Row = dict[str, str]
 
 
@@ -18,13 +21,16 @@ class History(Logger):
     Lightning's CSVLogger deletes the file when a run is continued. Here the rows before the step that the run
     goes on from stay, and those after it, which the continued run writes again, go: the file ends up the same as
     that of a run that was never interrupted.
+    Rows that could not be written (a full disk) wait for the next, as training does not end for them.
     """
 
     def __init__(self, save_dir: str | Path):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self.columns: list[str] = []
-        self.resumed_at: int | None = None
+        self.resumed_at: str | None = None
+        self.waiting: list[Row] = []
+        self.failed = False
 
     @property
     def name(self) -> str:
@@ -43,36 +49,56 @@ class History(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": str(step), **{name: repr(float(value)) for name, value in metrics.items()}}
+        values = {name: repr(float(value)) for name, value in metrics.items()}
+        self.waiting.append({"step": str(step or 0), **values})
+        self._write_waiting()
+
+    def finalize(self, status: str) -> None:
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        try:
+            while self.waiting:
+                self._append(self.waiting[0])
+                self.waiting.pop(0)
+            self.failed = False
+        except OSError as error:
+            if not self.failed:
+                log.warning(f"{self.path} could not be written ({error}); its rows wait until it can be, make room")
+            self.failed = True
+
+    def _append(self, row: Row) -> None:
         if not self.columns:
-            self.resumed_at = step
-            self._write([old for old in read_rows(self.path) if int(old["step"]) <= (step or 0)], row)
-        if step == self.resumed_at:  # the row of this step that was logged before the restart, if there was one
-            self._write([old for old in read_rows(self.path) if not _same_cells(old, row)], row)
-        elif not set(row) <= set(self.columns):
-            self._write(read_rows(self.path), row)
+            self._rewrite([old for old in read_rows(self.path) if int(old["step"]) <= int(row["step"])], row)
+            self.resumed_at = row["step"]
+        if row["step"] == self.resumed_at:  # the row of this step that was logged before the restart, if there was one
+            self._rewrite([old for old in read_rows(self.path) if not _same_cells(old, row)], row)
+        elif self.failed or not set(row) <= set(self.columns):  # what failed may have left half a line
+            self._rewrite(read_rows(self.path), row)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def _write(self, rows: list[Row], new: Row) -> None:
-        """Rewrite the file with these rows and with columns for them and for `new`."""
+    def _rewrite(self, rows: list[Row], new: Row) -> None:
+        """The file with these rows and with columns for them and for `new`."""
         names = {name for row in [*rows, new] for name in row} | set(self.columns)
-        self.columns = ["step", "epoch", *sorted(names - {"step", "epoch"})]
+        columns = ["step", "epoch", *sorted(names - {"step", "epoch"})]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
         part.replace(self.path)
+        self.columns = columns
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows without their blank cells; a last line that a kill cut short is left out. [] if there is no file."""
+    """Rows without their blank cells; a last line that a kill or a full disk cut short is left out. [] if no file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and row.get("step", "").isdigit()]
+    text = path.read_bytes().decode()
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    rows = [row for row in csv.DictReader(whole) if None not in row.values() and row.get("step", "").isdigit()]
     return [{name: value for name, value in row.items() if value != ""} for row in rows]
 
 
