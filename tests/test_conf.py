@@ -46,7 +46,6 @@ def test_every_experiment_composes_at_its_scales(experiment, scale):
     {
         "pretrain_vae": {"vae"},
         "pretrain_picture_vae": {"vae"},
-        "pretrain_svd_vae": {"vae"},
         "pretrain_svd": {"unet", "vision"},
         "pretrain_consisti2v": {"unet", "text"},
         "pretrain_cogvideox": {"transformer", "text"},

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import StableVideoDiffusionPipeline
+from diffusers import AutoencoderKL, StableVideoDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from timelapse.build import build
 from timelapse.conditioning.end_frames import EndFrames
 from timelapse.model.svd_backbone import SvdBackbone
-from timelapse.model.svd_codec import resize
+from timelapse.model.svd_codec import inflate, resize
 from timelapse.model.svd_export import image_processor, scheduler
 from timelapse.run import CONF
 from timelapse.sampler.dual_directional import DualDirectional
@@ -79,6 +79,28 @@ def test_norm_groups_are_the_only_thing_that_norm_groups_change(small_svd):
     n = x[0].numel() / 4
     expected = ((x.unflatten(1, (4, 8)) - mean) / (var * (n - 1) / n + norm.eps).sqrt()).flatten(1, 2)
     torch.testing.assert_close(norm(x), expected * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1))
+
+
+@torch.no_grad()
+def test_an_inflated_vae_starts_as_the_image_vae(small_svd):
+    """Whose second ResNet and attention in the middle, for which there is no place, are the identity here."""
+    torch.manual_seed(0)
+    numbers = {"block_out_channels": [8, 16, 16], "layers_per_block": 1, "latent_channels": 4}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    image = AutoencoderKL(**numbers, **blocks, norm_num_groups=2).eval()
+    middle = image.decoder.mid_block
+    for layer in (middle.attentions[0].to_out[0], middle.resnets[1].conv2):
+        layer.weight.zero_(), layer.bias.zero_()
+    video = small_svd(vae=numbers, norm_groups=2).codec.vae
+    pictures = torch.rand(5, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    inflate(video, image.state_dict())
+    z = image.encode(pictures).latent_dist.mean
+    assert torch.equal(video.encode(pictures).latent_dist.mean, z)
+    border = (video.decode(z, num_frames=5).sample - image.decode(z).sample).abs()
+    image.post_quant_conv.bias.zero_()
+    inflate(video, image.state_dict())
+    torch.testing.assert_close(video.decode(z, num_frames=5).sample, image.decode(z).sample, rtol=0, atol=1e-5)
+    assert border.max() > 1e-3  # what its bias does to the padding
 
 
 @pytest.mark.parametrize("height, width", [(70, 40), (33, 64), (16, 20)])

@@ -17,7 +17,7 @@ from timelapse import assets
 from timelapse.edm import Edm
 from timelapse.model import weights
 from timelapse.model.svd_backbone import SvdBackbone
-from timelapse.model.svd_codec import SvdCodec
+from timelapse.model.svd_codec import SvdCodec, inflate
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -30,13 +30,13 @@ class SVD:
     unet, vae, vision: constructor numbers of `UNetSpatioTemporalConditionModel`, `AutoencoderKLTemporalDecoder` and
         `CLIPVisionConfig`. Numbers that differ from those of the weights are an error.
     weights: None (random, from `seed`); a hub id or folder of a diffusers pipeline; or a dict: part -> None, such a
-        string, or the name of a weight shipped in `timelapse/assets`.
+        string, or the name of a weight shipped in `timelapse/assets`; for "vae" an image VAE's too, which is inflated.
     reverse: None, or the network of backward motion (`SvdBackbone`): {train, rotate, delta}. delta: None, or what
         training added, from a `delta.safetensors` (stage export) or a run directory that has one, of this or another
         checkpoint.
     fps, motion_bucket, noise_augmentation: what the UNet is told of every clip; frames a second reach it as fps - 1.
     norm_groups: of UNet and VAE; None: diffusers' 32. With few channels a group, as small networks would have,
-    normalisation eats absolute colour. diffusers has no such option: an exported network opens with 32.
+    normalisation eats absolute colour. diffusers has no such option, so it cannot open an exported network as it is.
     joint, gradient_checkpointing, compile: see `SvdBackbone`. chunk: see `SvdCodec`.
     dtype: of the UNet's frozen or trained weights. frozen_dtype: of VAE and CLIP; the VAE stays in float32 under
     float16 when its config says `force_upcast`.
@@ -148,7 +148,7 @@ class SVD:
         from timelapse.model.svd_export import save_delta, save_pipeline
 
         if self.norm_groups and self.reverse is None:
-            log.warning(f"svd: diffusers opens this with 32 norm groups, it was made with {self.norm_groups}")
+            log.warning(f"svd: made with {self.norm_groups} norm groups, where diffusers has 32 written into its code")
         (save_pipeline if self.reverse is None else save_delta)(self, backbone or self.backbone, Path(folder))
 
     def ship(self, recipe: str, text: bool = False) -> list[Path]:
@@ -171,12 +171,17 @@ class SVD:
             module = weights.from_hub("svd", kind.from_pretrained, source, FOLDERS[part], **{name: dtype})
             weights.compare("svd", part, source, numbers, module.config.to_dict() if vision else dict(module.config))
             return module
-        with weights.seeded(self.seed):
+        with weights.seeded(self.seed), weights.norm_groups(self.norm_groups):
             module = kind(CLIPVisionConfig(**numbers)) if vision else kind(**numbers)
-        for norm in module.modules() if self.norm_groups else ():
-            if isinstance(norm, nn.GroupNorm):
-                norm.num_groups = self.norm_groups
-        if not weights.meta() and source is not None:
+        if weights.meta() or source is None:
+            return nn.Module.to(module, dtype)
+        state, card = assets.load(source)
+        if "post_quant_conv.weight" in state:  # an image VAE
+            same = {name: numbers[name] for name in ("block_out_channels", "layers_per_block", "latent_channels")}
+            numbers = same | {"norm_num_groups": self.norm_groups}
+            weights.compare("svd", part, source, numbers, card["config"])
+            inflate(module, state)
+        else:
             weights.shipped("svd", part, source, module, numbers | {"norm_groups": self.norm_groups})
         return nn.Module.to(module, dtype)
 

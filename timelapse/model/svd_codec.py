@@ -79,6 +79,29 @@ class SvdCodec(nn.Module):
         return mode.unflatten(0, shape), tokens.float().unflatten(0, shape)
 
 
+@torch.no_grad()
+def inflate(vae: AutoencoderKLTemporalDecoder, image: dict[str, Tensor]) -> None:
+    """Fill it with the weights of an `AutoencoderKL`: it starts by giving each frame back as that does, the way SVD's
+    own was made (arXiv:2311.15127; Blattmann et al. 2023, arXiv:2304.08818, section 3.1.1).
+
+    Layers over time start as the identity. `post_quant_conv`, for which there is no place, moves into the convolution
+    behind it, exactly but at the border, whose padding its bias does not reach. What the image VAE's middle has beyond
+    the temporal one's (with `layers_per_block` of 1 the attention and the second ResNet) is left out; training makes up
+    for it.
+    """
+    state = vae.state_dict()
+    for key, value in state.items():
+        if (plain := key.replace("spatial_res_block.", "")) in image:
+            value.copy_(image[plain])
+        elif "temporal_res_block.conv2" in key or "time_conv_out" in key:
+            value.zero_()
+    state["decoder.time_conv_out.weight"][:, :, 1, 0, 0].fill_diagonal_(1)
+    reader, matrix = image["decoder.conv_in.weight"].float(), image["post_quant_conv.weight"][:, :, 0, 0].float()
+    state["decoder.conv_in.weight"].copy_(torch.einsum("omij,mc->ocij", reader, matrix))
+    shift = torch.einsum("omij,m->o", reader, image["post_quant_conv.bias"].float())
+    state["decoder.conv_in.bias"].copy_(image["decoder.conv_in.bias"] + shift)
+
+
 def resize(pictures: Tensor, size: int) -> Tensor:
     """(M,3,H,W) -> (M,3,size,size) as SVD's pipeline does it for CLIP: a Gaussian blur as wide as the shrinking asks
     for, then bicubic with aligned corners."""

@@ -70,6 +70,20 @@ def fill(backbone: nn.Module, start: Callable[[], nn.Module]) -> None:
 
 
 @contextmanager
+def norm_groups(number: int | None) -> Iterator[None]:
+    """Within, group norms are built with so many groups; None: as their makers say. diffusers writes 32 into some of
+    its networks, which then cannot be built with fewer channels."""
+    plain = nn.GroupNorm.__init__
+    if number:
+        fewer = lambda self, num_groups, *args, **kwargs: plain(self, number, *args, **kwargs)
+        nn.GroupNorm.__init__ = fewer
+    try:
+        yield
+    finally:
+        nn.GroupNorm.__init__ = plain
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Within, torch's global generators start from `seed`; after, they are as before."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
