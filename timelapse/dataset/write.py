@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class VideoFile:
         short_side: int = 256,
     ):
         self.path, self.fps, self.lossless, self.crf, self.short_side = Path(path), fps, lossless, crf, short_side
-        self.part = self.path.with_name(f".{self.path.name}.part")
+        self.part = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")  # no other process's
         form = {".mp4": "mp4", ".mkv": "matroska"}.get(self.path.suffix)
         if form is None or lossless != (form == "matroska"):
             raise ValueError(f"{self.path.name}: write .mp4 to look at, or .mkv with lossless=True to measure on")
