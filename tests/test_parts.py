@@ -66,6 +66,15 @@ def test_two_pictures_for_a_model_that_is_told_one_are_refused_in_one_line(tmp_p
     check(tmp_path, "+experiment=consisti2v", "stages=[sample]", f"input.image={a}", "input.frame=0")
     check(tmp_path, f"+experiment={BOTH}", *typed)
     check(tmp_path, "+experiment=finetune_only", *typed)  # any frames
+    with pytest.raises(ValueError, match=r"DualDirectional can be told \[0\] only; .*, or sampler=dual_directional"):
+        check(tmp_path, f"+experiment={BOTH}", "sampler=image_to_video", *typed)  # would paste the second
+
+
+@pytest.mark.parametrize("beside", ["input.image={a}", "input.camera=pan_left"])
+def test_pictures_to_go_through_and_one_to_start_from_are_refused_together(tmp_path, pictures, beside):
+    a, b = pictures
+    with pytest.raises(ValueError, match=f"leave out {beside.partition('=')[0]}"):
+        check(tmp_path, "+experiment=consisti2v", "stages=[sample]", f"input.frames=[{a},{b}]", beside.format(a=a))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +83,7 @@ def test_two_pictures_for_a_model_that_is_told_one_are_refused_in_one_line(tmp_p
         (["+experiment=consisti2v", "sample.frames=[0,8]"], r"model .* told \[0\] only; type 'sample.frames=\[0\]'"),
         (
             [f"+experiment={BOTH}", "sampler=image_to_video", "sample.frames=[2]"],
-            r"conditioning EndFrames .* \[0\] or \[0, -1\] only; type '.*=\[0\]' or '.*=\[\[0,-1\]\]'",
+            r"sampler DualDirectional can be told \[0\] only; type 'sample.frames=\[0\]'",
         ),
         ([f"+experiment={BOTH}", "sample.frames=[0]"], r"DualDirectional .* type 'sample.frames=\[\[0,-1\]\]'"),
         (["+experiment=inbetween", "sample.frames=[[0,5]]"], r"sampler TimeReversal"),

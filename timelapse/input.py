@@ -15,6 +15,9 @@ from timelapse.sampler.camera import check_camera
 def check_input(cfg: Any) -> None:
     """Before anything is trained or loaded: ValueError or FileNotFoundError for own pictures that cannot be sampled."""
     if cfg.input.frames is not None:
+        beside = [name for name in ("image", "camera") if cfg.input[name] is not None]
+        if beside:
+            raise ValueError(f"input.frames lead from picture to picture; leave out input.{' and input.'.join(beside)}")
         check_frames(cfg.input.frames, cfg.input.between, cfg.video.frames)
     elif cfg.input.image is not None:
         images, frames = listed(cfg.input.image), listed(cfg.input.frame)
@@ -52,7 +55,7 @@ def check_known(cfg: Any, parts: dict[str, Any]) -> None:
             if told and not any(torch.equal(known, given(some, length)) for some in told):
                 raise ValueError(
                     f"{option}: frames {frames} of {length} would be known, but {group} {type(part).__name__} can be "
-                    f"told {' or '.join(map(str, told))} only; type {instead(cfg, option, told)}"
+                    f"told {' or '.join(map(str, told))} only; type {instead(cfg, option, told, group)}"
                 )
 
 
@@ -67,12 +70,13 @@ def asked_frames(cfg: Any) -> list[tuple[str, list[int]]]:
     return asked + (validation if cfg.input.image is None else [("input.frame", listed(cfg.input.frame))])
 
 
-def instead(cfg: Any, option: str, told: Sequence[list[int]]) -> str:
+def instead(cfg: Any, option: str, told: Sequence[list[int]], group: str) -> str:
     """What to type in the place of known frames that cannot be told."""
     one = [str(frames).replace(" ", "") if len(frames) > 1 else frames[0] for frames in told]
     if option == "input.frames":
         single = [f"input.image={cfg.input.frames[0]} input.frame={some}" for some in one if isinstance(some, int)]
-        return ", or ".join([*single, "+experiment=svd_backward, whose clips have both ends known"])
+        both = "sampler=dual_directional" if group == "sampler" else "+experiment=svd_backward"
+        return ", or ".join([*single, f"{both}, whose clips have both ends known"])
     typed = "'sample.frames=[{}]'" if option == "sample.frames" else "'input.frame={}'"
     return " or ".join(map(typed.format, one))
 
