@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from timelapse import inbetween, sampling  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
 from timelapse.dataset.write import read_video  # noqa: E402
 from timelapse.inbetween import chain, fill  # noqa: E402
@@ -158,6 +161,55 @@ def test_own_pictures_of_any_size_become_one_video(tmp_path, caplog):
     (video,) = (run.out / "samples").glob("*n00.mkv")
     assert len(read_video(video)) == 10
     evaluate(run)  # fidelity at the given places
+
+
+def test_a_baseline_without_a_network_opens_no_model_and_fills_no_cache(tmp_path):
+    run = small_run(tmp_path, "sampler=crossfade", "stages=[sample]")
+    sample(run)
+    assert len([*tmp_path.glob("samples/*.json")]) == 2
+    assert not {"model", "module"} & {*vars(run)} and not (tmp_path / "cache").exists()
+
+
+def test_clips_of_two_frames_have_nothing_to_put_between():
+    ends = lambda pairs, keys: pairs
+    with pytest.raises(ValueError, match="video.frames=3"):
+        fill(torch.zeros(3, 4, 4), torch.ones(3, 4, 4), 3, ends, "a")
+
+
+def one_of_two(rank: int, folder: Path, files: list[str]) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    written = []
+    sampling.save_sample = lambda *a, save=sampling.save_sample, **k: written.append(a[1]) or save(*a, **k)
+    inbetween.save_sample = sampling.save_sample
+    typed = [f"input.frames=[{','.join(files)}]", "sampler=crossfade", "stages=[sample]", "input.count=3"]
+    sample(small_run(folder, *typed))
+    (folder / f"rank{rank}.txt").write_text(" ".join(written))
+    os._exit(0)
+
+
+def test_of_two_processes_one_writes(tmp_path):
+    files = [picture(tmp_path / f"{n}.jpg", n, (8, 8)) for n in range(2)]
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=one_of_two, args=(rank, tmp_path, files)) for rank in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [one.exitcode for one in both] == [0, 0]
+    assert len((tmp_path / "rank0.txt").read_text().split()) == 3 and not (tmp_path / "rank1.txt").read_text()
+    (out,) = tmp_path.rglob("samples")
+    assert len([*out.iterdir()]) == 3 * 5
+
+
+def test_started_twice_without_a_fit_process_0_samples_alone(tmp_path, monkeypatch):
+    files = [picture(tmp_path / f"{n}.jpg", n, (8, 8)) for n in range(2)]
+    typed = [f"input.frames=[{','.join(files)}]", "sampler=crossfade", "stages=[sample]"]
+    for rank, made in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        sample(small_run(tmp_path, *typed))
+        assert len([*tmp_path.rglob("samples/*.json")]) == made
 
 
 def test_wrong_pictures_are_one_clear_line(tmp_path):

@@ -8,6 +8,7 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXIm
 
 from timelapse.conditioning.first_frame import FirstFrame
 from timelapse.model.cogvideox_export import scheduler
+from timelapse.randomness import randn
 from timelapse.sampler.integrate import ddim, dpm, timesteps
 from timelapse.sampler.standard import Standard
 
@@ -57,7 +58,7 @@ def ours(model, integrate, video, noise, steps, guidance, dynamic):
     condition.tokens = model.text.encode(PROMPTS)
     negative = model.text.encode([NEGATIVE] * 2)
     sampler = Standard(integrate, steps, guidance, dynamic, progress=False)
-    return sampler(model, condition, negative, noise, generators)
+    return sampler(model, condition, negative, noise, lambda: randn(noise.shape[1:], generators))
 
 
 def dpm_with_their_draws(denoise, noise, process, steps, draw, progress):

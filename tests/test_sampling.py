@@ -9,12 +9,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from timelapse.build import frozen
+from timelapse.build import build, frozen
 from timelapse.dataset.fit import to_unit
 from timelapse.dataset.write import read_video
 from timelapse.parts import Run
 from timelapse.run import CONF
-from timelapse.sampling import sample_input
+from timelapse.sampling import led, sample_input
 
 SMALL = [
     "+experiment=consisti2v",
@@ -63,7 +63,7 @@ def test_chunks_share_a_frame_and_the_first_is_that_of_a_single_clip(picture):
     assert len(single) == 5 and len(frames) == 3 * 5 - 2
     assert torch.equal(frames[:5], single)
     about = json.loads(next(long.out.glob("samples/*.json")).read_text())
-    assert about["known"] == [0]
+    assert about["known"] == [0] and about["frames"] == 13
 
 
 def test_the_last_latent_goes_on_without_being_decoded(picture):
@@ -96,6 +96,26 @@ def test_a_pan_starts_from_one_side_and_leads_the_start(picture):
         sample_input(made)
         first.append(video(made, ".given")[0])
     assert not torch.equal(*first)  # each from its own side of the picture
+
+
+def test_after_the_camera_each_chunk_has_the_samplers_own_start_and_its_filter_stays(picture):
+    typed = [
+        "input.camera=zoom_in",
+        "sampler.n_chunks=3",
+        "+sampler.start.filter=butterworth",
+        "+sampler.start.order=2",
+    ]
+    made, starts = run(picture, *typed), []
+    layout, lead = led(made.cfg, str(picture))
+    own = build(made.cfg.sampler)
+    assert lead.start.filter == {"kind": "butterworth", "cutoff": 0.5, "order": 2, "time_cutoff": 0.5}
+    assert (lead.start.level, own.start.level) == (750, 850) and own.start.filter["cutoff"] == 0.25
+    for sampler in (lead, own):  # nothing but which one is asked matters
+        sampler.integrate = lambda denoise, z, *_, sampler=sampler: starts.append(sampler.start.level) or z
+    batch = {"key": ["a"], "caption": ["x"], "video": layout[None]}
+    known = torch.tensor([[True, False, False, False, False]])
+    list(made.module.stream(batch, known, own, layout=layout[None], lead=lead))
+    assert starts == [750, 850, 850]
 
 
 @pytest.mark.parametrize(

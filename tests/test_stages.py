@@ -21,7 +21,8 @@ QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.v
 @pytest.fixture(scope="module", params=[0.0, 0.9], ids=["no average", "averaged"])
 def trained(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    fit(small_run(folder, *QUICK, f"train.ema_decay={request.param}"))
+    preview = ["train.sample_every=2", "sample.frames=4", "sampler.steps=1", "metric={}"]
+    fit(small_run(folder, *QUICK, *preview, f"train.ema_decay={request.param}"))
     return folder
 
 
@@ -31,6 +32,7 @@ def test_a_checkpoint_is_sampled_with_the_average_it_has_whatever_is_typed(train
     state = read(newest(trained / "checkpoints"))["state_dict"]
     has = any(key.startswith("ema.") for key in state)
     restore(run)
+    assert len([*trained.glob("training_samples/step000002/*.mp4")]) == 2  # sample.frames=4, not typed as a list
     with run.module.averaged():
         for name, p in run.module.trained():
             assert torch.equal(p, state["ema." + name.replace(".", "/") if has else f"backbone.{name}"]), name

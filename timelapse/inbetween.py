@@ -13,7 +13,7 @@ from torch import Tensor
 from timelapse.build import build
 from timelapse.dataset.fit import load_image
 from timelapse.input import check_frames
-from timelapse.sampling import keep_only, on_device, save_sample
+from timelapse.sampling import keep_only, on_device, process, save_sample
 
 log = logging.getLogger("timelapse")
 
@@ -49,6 +49,8 @@ def fill(first: Tensor, last: Tensor, count: int, make: Make, key: str) -> Tenso
     while gaps:
         clips = make(torch.stack([torch.stack([a, b]) for a, b, _ in gaps.values()]), list(gaps))
         steps, deeper = clips.shape[1] - 1, {}
+        if steps < 2:
+            raise ValueError("input.between: a clip of 2 frames has none between them; type video.frames=3 or more")
         for (name, (a, b, wanted)), clip in zip(gaps.items(), clips):
             clip = torch.cat([a[None], clip[1:-1], b[None]])
             for k, u in wanted.items():
@@ -90,7 +92,8 @@ def sample_between(run: Any) -> None:
         known[places] = True
         given = torch.zeros_like(video)
         given[places] = pictures
-        save_sample(run.out / "samples", key, video, {"caption": [caption]}, 0, known, run, given_frames=given)
+        if process()[0] == 0:
+            save_sample(run.out / "samples", key, video, {"caption": [caption]}, 0, known, run, given_frames=given)
         log.info(f"{key}: {len(video)} frames, the pictures at {places}")
     keep_only(run.out / "samples", keys)
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from timelapse.build import build, build_all, frozen
 from timelapse.cache import rank
 from timelapse.finished import mark_finished
+from timelapse.input import listed
 from timelapse.parts import Run
 from timelapse.randomness import keyed_seed
 
@@ -53,6 +54,7 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",  # that is how a run goes on
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The '\\w+' does not have many workers",
+        "You have overridden `on_before_batch_transfer`",
         "You are resuming from a checkpoint that ended before the epoch ended",  # the stream keeps its own place
     ):
         warnings.filterwarnings("ignore", message=f".*{known}")
@@ -83,7 +85,8 @@ def fit(run: Run) -> None:
         StepProgress(),
         LearningRateMonitor("step"),
     ]
-    if cfg.train.sample_every:
+    sampler = build(cfg.sampler)
+    if cfg.train.sample_every and not hasattr(sampler, "pixels"):  # else a baseline that would show nothing of it
         from timelapse.callback.samples import Samples
 
         callbacks.append(
@@ -92,8 +95,8 @@ def fit(run: Run) -> None:
                 cfg.train.sample_every,
                 run.validation_clips,
                 cfg.sample.batch_size,
-                cfg.sample.frames[0],
-                build(cfg.sampler),
+                listed(cfg.sample.frames)[0],
+                sampler,
                 build_all(cfg.metric),
             )
         )
@@ -125,14 +128,20 @@ def fit(run: Run) -> None:
 
 def sample(run: Run) -> None:
     """Write samples/<key>.mp4 (to look at), .mkv (exact), .json beside the truth where it is known."""
-    from timelapse.sampling import sample_clips, sample_input
+    from timelapse.inbetween import sample_between
+    from timelapse.sampling import process, sample_clips, sample_input
 
-    restore(run)
-    if run.cfg.input.frames is not None:
-        from timelapse.inbetween import sample_between
-
-        return sample_between(run)
-    (sample_input if run.cfg.input.image is not None else sample_clips)(run)
+    given, make = run.cfg.input, sample_clips
+    if given.frames is not None or given.image is not None:
+        make = sample_between if given.frames is not None else sample_input
+    else:
+        _ = run.validation_clips  # each process encodes its share, also where process 0 samples alone
+    rank, world = process()
+    if rank >= world:
+        return
+    if run.network:
+        restore(run)
+    make(run)
 
 
 def evaluate(run: Run) -> float | None:
@@ -220,5 +229,4 @@ def restore(run: Run) -> None:
                 f"use the experiment and scale it was trained with"
             )
     module.to(run.device)  # Lightning moves it to the CPU after a fit
-    for part in (run.model.codec, run.model.text):
-        part.to(run.device)
+    run.model.codec.to(run.device)

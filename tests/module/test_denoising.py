@@ -129,6 +129,59 @@ def sampled(run) -> torch.Tensor:
     return run.module.eval().sample(batch, known, build(run.cfg.sampler), weights="raw")
 
 
+def test_noise_added_on_the_way_has_the_law_of_the_start(tmp_path):
+    """Frames share alpha^2 / (1 + alpha^2) of mixed noise, at the start and on the way."""
+    run = small_run(tmp_path, "noise=mixed", "train.steps=1", "cache.enabled=false")
+    run.module.materialise()
+    seen, told = [], []
+
+    def sampler(model, condition, negative, noise, draw, **_):
+        seen.extend([noise, draw(), draw()])
+        told.append(condition)
+        return noise
+
+    batch = collate([run.validation_clips[i] for i in (0, 1)])
+    batch = {k: [*v] * 20 if isinstance(v, list) else v.repeat(20, *[1] * (v.ndim - 1)) for k, v in batch.items()}
+    batch["key"] = [f"{i}" for i in range(40)]
+    batch["seconds"] = torch.arange(9.0, dtype=torch.float64).expand(40, 9)  # MPS has no float64
+    known = torch.zeros(40, 9, dtype=torch.bool)
+    known[:, 4] = True
+    run.module.sample(batch, known, sampler)
+    assert told[0].seconds_per_frame.dtype == torch.float32
+    assert not torch.equal(seen[1], seen[2])
+    for noise in seen:
+        frames = noise.transpose(0, 1).flatten(1)
+        expected = torch.full((3, 3), 1.5**2 / (1 + 1.5**2)).fill_diagonal_(1.0)
+        torch.testing.assert_close(torch.corrcoef(frames), expected, rtol=0, atol=0.03)
+
+
+def test_samples_are_made_in_the_trainers_precision_and_decoded_as_they_were(trained):
+    seen, module = [], trained.module.eval()
+
+    def sampler(model, condition, negative, noise, draw, backbone, **_):
+        seen.append(backbone(noise, torch.full((1,), 500), condition)[0])
+        return noise
+
+    batch, known = collate([trained.validation_clips[0]]), (torch.arange(9) == 4)[None]
+    plain, mixed = (module.sample(batch, known, sampler, precision=p) for p in ("32-true", "bf16-mixed"))
+    assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16]
+    torch.testing.assert_close(seen[1].float(), seen[0], rtol=0.1, atol=0.1)
+    assert torch.equal(plain, mixed)
+
+
+def test_the_negative_prompt_is_encoded_once(trained, monkeypatch):
+    module, asked = trained.module.eval(), []
+    encode = module.model.text.encode
+    monkeypatch.setattr(module.model.text, "encode", lambda captions: asked.append(captions) or encode(captions))
+    module.constants.clear()
+    sampler = lambda model, condition, negative, noise, draw, **_: negatives.append(negative) or noise
+    batch, known, negatives = collate([trained.validation_clips[0]]), (torch.arange(9) == 4)[None], []
+    for prompt in ("blurry", "blurry", ""):
+        module.sample(batch, known, sampler, negative_prompt=prompt)
+    assert asked == [["blurry"], [""]]  # the clips' own captions are cached
+    assert torch.equal(negatives[0], negatives[1]) and torch.equal(negatives[0], encode(["blurry"]))
+
+
 def test_lora_checkpoints_hold_only_what_was_trained(tmp_path):
     lora = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
     fit(small_run(tmp_path, lora, "train.steps=2"))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +34,10 @@ def noise(keys: str = "ab") -> torch.Tensor:
     return z[["ab".index(k) for k in keys]]
 
 
+def draws(keys: str = "ab", law=randn):
+    return partial(law, (5, 4, 8, 8), keyed_each(list(keys), 0, "sampler"))
+
+
 def test_guidance_is_affine_in_the_two_branches(model):
     c, zt = condition(), noise()
     negative = torch.zeros(2, 12, 16)
@@ -55,9 +61,7 @@ def test_a_clip_does_not_depend_on_its_neighbours(model):
     """Noise is keyed by clip: in another order, or alone, the same sample."""
     sampler = Standard(dpm, steps=4, guidance=3.0, progress=False)
     negative = torch.zeros(2, 12, 16)
-    run = lambda keys: sampler(
-        model, condition(keys), negative[: len(keys)], noise(keys), keyed_each(list(keys), 0, "sampler")
-    )
+    run = lambda keys: sampler(model, condition(keys), negative[: len(keys)], noise(keys), draws(keys))
     together, swapped, alone = run("ab"), run("ba"), run("b")
     torch.testing.assert_close(together, swapped.flip(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
@@ -86,7 +90,7 @@ def test_wrong_numbers_are_explained(model):
         Standard(ddim, steps=2000, guidance=1.0, progress=False)(model, condition(), None, noise())
     with pytest.raises(ValueError, match="sampler.guidance"):
         Standard(ddim, guidance=-1.0)
-    with pytest.raises(ValueError, match="one generator a clip"):
+    with pytest.raises(ValueError, match="pass draw"):
         Standard(dpm, steps=2, guidance=1.0, progress=False)(model, condition(), None, noise())
 
 
@@ -99,7 +103,7 @@ def test_three_branches_are_the_public_formula(model):
         got = guide_image(model, c, negative, 2.0, 7.5)(zt, 500)
     torch.testing.assert_close(got, none + 2.0 * (image - none) + 7.5 * (both - image), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="null_frame is 'zero'"):
-        guide_image(model, c, negative, 2.0, 7.5, null_frame="zero")
+        Standard(ddim, null_frame="zero")
     with pytest.raises(ValueError, match="image_guidance"):
         Standard(ddim, steps=2, image_guidance=2.0, progress=False)(model, c, negative, noise())
 
@@ -119,12 +123,25 @@ def test_start_without_a_passband_changes_nothing(model):
 def test_freeinit_runs_the_sampler_again_on_renewed_noise(model):
     refine = FreeInit(rounds=2, reference=Process(zero_terminal_snr=False))
     run = lambda refine, z: Standard(ddim, steps=3, guidance=1.0, progress=False, refine=refine)(
-        model, condition(), None, z, keyed_each(["a", "b"], 0, "sampler")
+        model, condition(), None, z, draws()
     )
     first = run(None, noise())
-    fresh = randn((5, 4, 8, 8), keyed_each(["a", "b"], 0, "sampler"))
-    expected = run(None, refine.renew(first, noise(), fresh, model.process))
+    expected = run(None, refine.renew(first, noise(), draws()(), model.process))
     torch.testing.assert_close(run(refine, noise()), expected, rtol=0, atol=1e-6)
+
+
+def test_each_round_of_freeinit_has_its_own_start_noise_in_the_branch_that_knows_nothing():
+    """Two rounds are one round twice, the second from the renewed noise; by a network that looks at frame 0."""
+    network = lambda zt, t, c: (0.3 * zt + 0.5 * zt[:, :1] + c.known[:, :1, None, None, None], {})
+    model = SimpleNamespace(keeps_known=True, process=Process(zero_terminal_snr=False), backbone=network)
+    known = torch.zeros(2, 5, dtype=torch.bool)
+    known[:, 0] = True
+    c = replace(condition(), known=known)
+    refine, fresh = FreeInit(rounds=2), noise("ba")
+    options = {"progress": False, "image_guidance": 3.0, "null_frame": "start"}
+    run = lambda z, refine=None: Standard(ddim, 2, 2.0, refine=refine, **options)(model, c, c.tokens, z, lambda: fresh)
+    expected = run(refine.renew(run(noise()), noise(), fresh, model.process))
+    torch.testing.assert_close(run(noise(), refine), expected, rtol=0, atol=1e-6)
 
 
 def test_wrong_numbers_of_chunks_are_explained():

@@ -7,6 +7,7 @@ fuses predictions before the step, runs both ends as one batch and keeps zt of u
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -96,9 +97,8 @@ def test_a_jump_adds_the_noise_that_the_public_code_adds(model, condition):
     jumps = {"length": 1, "times": 2, "share": 0.5}
     assert jumping(4, **jumps) == [0, 1, 0, 1, 2, 3]
     sampler = TimeReversal(4, (LOW, HIGH), jump_length=1, jump_times=2, jump_share=0.5, progress=False)
-    ours = sampler(model, condition, None, noise(), [torch.Generator().manual_seed(1)])
-    g = [torch.Generator().manual_seed(1)]
-    draw = lambda: randn((FRAMES, 4, 4, 4), g, "cpu")
+    draws = lambda: partial(randn, (FRAMES, 4, 4, 4), [torch.Generator().manual_seed(1)])
+    ours, draw = sampler(model, condition, None, noise(), draws()), draws()
     torch.testing.assert_close(ours, walked(model, condition, noise(), 4, draw, **jumps), rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from timelapse.dataset.module import alike, collate
@@ -33,21 +32,21 @@ class Samples(Callback):
     ):
         self.folder, self.every, self.clips, self.count = folder, every, clips, count
         self.known_frames, self.sampler, self.metrics = known_frames, sampler, metrics
-        self.last = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         step = trainer.global_step
-        if step % self.every or step == self.last:  # accumulated batches share a step
+        if (index + 1) % trainer.accumulate_grad_batches or step % self.every:  # parts of a step share its number
             return
-        self.last = step
         from timelapse.metric.evaluate import evaluate
 
         chosen = alike(self.clips, range(min(self.count, len(self.clips))), self.count)[0]
         batch = collate([self.clips[i] for i in chosen])
-        batch = {k: v.to(module.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1).to(module.device)
+        known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1)
         training, _ = module.training, module.eval()
-        videos = module.sample(batch, known, self.sampler)  # every rank: a sharded forward is collective
+        # On every rank: a sharded forward is collective.
+        videos = module.sample(batch, known, self.sampler, precision=trainer.precision)
         videos = videos[:, : batch["video"].shape[1]]  # of chunks in a row only the first has a truth
         module.train(training)
         if not trainer.is_global_zero:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each, randn
 from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
+
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
 
 
 class Denoising(NormClipping, L.LightningModule):
@@ -73,7 +76,7 @@ class Denoising(NormClipping, L.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.taps = tuple(sorted({layer for loss in losses.values() for layer in loss.taps}))
         self.learning_rate, self.warmup, self.steps, self.cooldown = learning_rate, warmup, steps, cooldown
-        self.empty: Tensor | None = None  # tokens of the empty caption
+        self.constants: dict[str, Tensor] = {}  # tokens of the empty caption and of the negative prompt
         self.caption_dropout, self.train_text = caption_dropout, train_text
         if train_text:
             self.text = model.text.requires_grad_(True)
@@ -118,7 +121,8 @@ class Denoising(NormClipping, L.LightningModule):
                 shard(self.backbone, self.losses, strategy.mesh, strategy.half, strategy.offload)
                 self.backbone.to_empty(device=strategy.home)
                 self.model.materialise(self.backbone)
-        if (self.ema_decay if averaged is None else averaged) and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
+        averaged = self.ema_decay > 0 if averaged is None else averaged
+        if averaged and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
             for name, p in self.trained():
                 self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
 
@@ -140,6 +144,10 @@ class Denoising(NormClipping, L.LightningModule):
         up = min(1.0, (step + 1) / max(1, self.warmup))
         down = min(1.0, (self.steps - step) / max(1.0, self.cooldown * self.steps)) if self.cooldown else 1.0
         return up * max(0.0, down)
+
+    def on_before_batch_transfer(self, batch: Batch, index: int) -> Batch:
+        """Capture times are float64, which MPS has not."""
+        return {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
     # -- one step ----------------------------------------------------------------------------------------------
 
@@ -216,6 +224,15 @@ class Denoising(NormClipping, L.LightningModule):
         """(B,L,D) on the device; the text encoder comes there when it is first needed."""
         return self.model.text.to(self.device).encode(captions)
 
+    def constant(self, caption: str) -> Tensor:
+        """(1,L,D) of a caption of ours, encoded once: where captions are cached, the text encoder leaves the device."""
+        if self.train_text:
+            return self.tokens([caption])
+        if caption not in self.constants:
+            self.constants[caption] = self.tokens([caption]).detach()
+            self.model.text.to("cpu")
+        return self.constants[caption].to(self.device)
+
     def drop_captions(self, batch: Batch, names: list[str]) -> Batch:
         """Tell a share of the clips the empty caption."""
         draws = [torch.rand((), generator=g).item() for g in keyed_each(names, self.seed, "caption")]
@@ -223,11 +240,8 @@ class Denoising(NormClipping, L.LightningModule):
         if any(drop):
             batch = {**batch, "caption": ["" if d else c for d, c in zip(drop, batch["caption"])]}
             if "tokens" in batch and not self.train_text:
-                if self.empty is None:  # once: where captions are cached, the text encoder leaves the device again
-                    self.empty = self.tokens([""]).detach()
-                    self.model.text.to("cpu")
                 where = torch.tensor(drop, device=self.device)[:, None, None]
-                batch["tokens"] = torch.where(where, self.empty, batch["tokens"])
+                batch["tokens"] = torch.where(where, self.constant(""), batch["tokens"])
         return batch
 
     @torch.no_grad()
@@ -279,41 +293,48 @@ class Denoising(NormClipping, L.LightningModule):
         weights: str = "ema",
         progress: bool = False,
         layout: Tensor | None = None,
+        lead: Any = None,
+        precision: str = "32-true",
     ) -> Iterator[Tensor]:
         """Videos (B,T,3,H,W) in [-1,1] from the frames of `batch["video"]` that `known` (B,T) marks.
 
         With `sampler.n_chunks` of more than one, chunk after chunk (B,T-1,3,H,W) follows: each has the last frame of
         the one before as its first, which is not given again. Memory does not grow with their number.
         layout: (B,T,3,H,W) in [-1,1], whose coarse shape a sampler with `start` follows; None: known frames at rest.
+        lead: the sampler of the first chunk where it follows a layout; None: `sampler`. precision: the trainer's, as
+        Lightning names it: in a mixed one the network runs as it does in training, not codec and encoders.
         The start noise is keyed by (seed, clip key): variants that share the seed share it.
         """
-        if hasattr(sampler, "pixels"):  # a baseline between pictures, without a network
-            yield sampler.pixels(batch["video"], known).clamp(-1, 1)
-            return
-        model, names = self.model, batch["key"]
-        batch = dict(batch)
+        model, names, mixed = self.model, batch["key"], MIXED.get(precision)
+        place = lambda x: x.to(self.device, torch.float32 if x.is_floating_point() else None)
+        batch = {name: place(x) if isinstance(x, Tensor) else x for name, x in batch.items()}
         if "tokens" not in batch or self.train_text:
             batch["tokens"] = self.tokens(batch["caption"])
-        negative = self.tokens([negative_prompt]).expand(len(names), -1, -1)
-        condition = self.condition(batch, names, known=known)
+        negative = self.constant(negative_prompt).expand(len(names), -1, -1)
+        condition = self.condition(batch, names, known=known.to(self.device))
         shape = tuple(condition.latent.shape[1:])
         video = batch["video"]
         chunks = getattr(sampler, "n_chunks", 1)
         for chunk in range(chunks):
             part = (chunk,) if chunk else ()  # the first chunk's draws are those of a single clip
-            if getattr(sampler, "start", None) is not None:
-                told = layout is not None and not chunk
+            led = layout is not None and not chunk
+            by = lead if led and lead is not None else sampler
+            if getattr(by, "start", None) is not None:
                 condition.layout = (
-                    model.codec.encode(layout) if told else still(video, condition.known, model.codec, condition.latent)
+                    model.codec.encode(place(layout))
+                    if led
+                    else still(video, condition.known, model.codec, condition.latent)
                 )
             noise = self.noise_law(shape, keyed_each(names, self.seed, "start", *part), self.device)
-            with self.averaged() if weights == "ema" else nullcontext():
-                latent = sampler(
+            way = keyed_each(names, self.seed, "sampler", *part)  # of noise added on the way
+            half = torch.autocast(self.device.type, mixed, enabled=mixed is not None)
+            with self.averaged() if weights == "ema" else nullcontext(), half:
+                latent = by(
                     model,
                     condition,
                     negative,
                     noise,
-                    keyed_each(names, self.seed, "sampler", *part),
+                    partial(self.noise_law, shape, way, self.device),
                     backbone=self.backbone,
                     progress=progress,
                 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timelapse.randomness import randn
 from timelapse.sampler.euler import check_process, check_steps, euler
 from timelapse.sampler.fuse import WEIGHTS, fused
-from timelapse.sampler.init import FrameInit, begin
+from timelapse.sampler.init import FrameInit, begin, undrawn
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -49,7 +49,7 @@ class DualDirectional:
         self.steps, self.guidance, self.weights = check_steps(steps), tuple(guidance), weights
         self.recurrence, self.recurrence_share, self.progress = recurrence, recurrence_share, progress
         self.start = start
-        self.told = None if weights == "forward" else ([0, -1],)  # which frames may be known, together; None: any
+        self.told = ([0],) if weights == "forward" else ([0, -1],)  # which frames may be known, together
 
     def check(self, process: Any) -> None:
         """ValueError if this cannot sample a model of `process`."""
@@ -62,34 +62,23 @@ class DualDirectional:
         condition: Condition,
         negative_tokens: Tensor | None,
         noise: Tensor,
-        generators: list[torch.Generator] | None = None,
+        draw: Callable[[], Tensor] = undrawn,
         backbone: nn.Module | None = None,
         progress: bool | None = None,
     ) -> Tensor:
         """Clean latent (B,t,c,h,w), float32. condition: of the end frames, by `EndFrames`. noise: unit Gaussian.
-        negative_tokens: not read, the unconditional branch is the model's. generators: one a clip, for recurrence."""
+        negative_tokens: not read, the unconditional branch is the model's. draw: more of its law, for recurrence."""
         denoise = fused(model, condition, backbone, self.motion, self.weights, self.guidance)
         noise = begin(self.start, noise, condition, model.process)
-        latent = self.integrate(model, denoise, noise, generators, progress)
+        latent = self.integrate(model, denoise, noise, draw, progress)
         stored = getattr(backbone or model.backbone, "stored", 0)
         if stored:
             log.info(f"attention maps stored at a time: {stored / 2**20:.1f} MiB")
         return latent
 
     def integrate(
-        self, model: Any, denoise: Any, noise: Tensor, generators: list[torch.Generator] | None, progress: bool | None
+        self, model: Any, denoise: Any, noise: Tensor, draw: Callable[[], Tensor], progress: bool | None
     ) -> Tensor:
         shown = self.progress if progress is None else progress
         options = {"recurrence": self.recurrence, "recurrence_share": self.recurrence_share}
-        return euler(denoise, noise, model.process, self.steps, fresh_noise(noise, generators), shown, **options)
-
-
-def fresh_noise(like: Tensor, generators: list[torch.Generator] | None) -> Any:
-    """() -> unit Gaussian of the shape of `like`, a stream a clip."""
-
-    def draw() -> Tensor:
-        if generators is None:
-            raise ValueError("sampler: this sampler adds noise on the way; pass one generator a clip")
-        return randn(tuple(like.shape[1:]), generators, like.device)
-
-    return draw
+        return euler(denoise, noise, model.process, self.steps, draw, shown, **options)

@@ -66,16 +66,14 @@ def guide_image(
     image_scale: float,
     text_scale: float,
     backbone: nn.Module | None = None,
-    null_frame: str = "level",
+    start: Tensor | None = None,
 ) -> Denoiser:
     """Three branches: none + image_scale (image - none) + text_scale (both - image).
 
     Source: ConsistI2V's public code. For models whose known frames are frames of the clip: in the branch `none` nothing
-    is known, so that the network sees frame 0 noised like the others. null_frame: "level", as training with image
-    dropout shows it, or "start", the start noise at every step, as the public sampler does.
+    is known, so that the network sees frame 0 noised like the others; or, with `start` (B,t,c,h,w), that start noise's
+    frame 0 at every step.
     """
-    if null_frame not in ("level", "start"):
-        raise ValueError(f"sampler.null_frame is {null_frame!r}; expected level or start")
     thrice = lambda x: None if x is None else torch.cat([x, x, x])
     negative = negative_tokens.to(condition.tokens)
     branches = replace(
@@ -85,11 +83,10 @@ def guide_image(
         tokens=torch.cat([negative, negative, condition.tokens]),
         seconds_per_frame=thrice(condition.seconds_per_frame),
     )
-    three, first = denoiser(model, branches, backbone), []
+    three = denoiser(model, branches, backbone)
 
     def denoise(zt: Tensor, t: int) -> Tensor:
-        first.append(zt[:, :1]) if not first else None
-        blind = torch.cat([first[0], zt[:, 1:]], dim=1) if null_frame == "start" else zt
+        blind = zt if start is None else torch.cat([start[:, :1], zt[:, 1:]], dim=1)
         none, image, both = three(torch.cat([blind, zt, zt]), t).chunk(3)
         return none + image_scale * (image - none) + text_scale * (both - image)
 

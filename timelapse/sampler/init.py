@@ -88,6 +88,11 @@ def exchange(low: Tensor, high: Tensor, gain: Tensor) -> Tensor:
     return high + torch.fft.irfftn(kept, s=(high.shape[1], *high.shape[3:]), dim=(1, 3, 4)).to(high)
 
 
+def undrawn() -> Tensor:
+    """Stands for `draw` where a sampler was given none."""
+    raise ValueError("sampler: this one adds noise on the way; pass draw, () -> noise (B,t,c,h,w) of the model's law")
+
+
 class FrameInit:
     """Start from noise whose low frequencies are those of a noised still of the first frame (or of any other layout).
 

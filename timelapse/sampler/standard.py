@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timelapse.randomness import randn
 from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image, keep_known
-from timelapse.sampler.init import FrameInit, FreeInit, begin
+from timelapse.sampler.init import FrameInit, FreeInit, begin, undrawn
 from timelapse.sampler.integrate import timesteps
 from timelapse.types import Condition
 
@@ -21,7 +20,9 @@ class Standard:
     integrate: `timelapse.sampler.integrate.ddim` or `.dpm`. steps: network evaluations (pairs, when guided), 1..1000.
     guidance: classifier-free guidance scale; 1 or less runs without the negative branch. dynamic: the pipeline's
     `use_dynamic_cfg`. progress: show a bar.
-    image_guidance, null_frame: three branches, as in `guide_image`; 1 is off. start: what the noise is turned into
+    image_guidance: three branches, as in `guide_image`; 1 is off. null_frame: what the first sees in the known frame's
+    place: "level", frame 0 noised like the others, as training with image dropout shows it, or "start", the start noise
+    at every step, as the public sampler does. start: what the noise is turned into
     before the first step, from `condition.layout`. refine: sample again from the last result (FreeInit).
     n_chunks: clips in a row, each going on from the last picture of the one before (`Denoising.stream`).
     """
@@ -45,6 +46,8 @@ class Standard:
             raise ValueError(f"sampler.guidance is {guidance!r}; expected a number, e.g. 6; 1 or less is off")
         if not isinstance(n_chunks, int) or n_chunks < 1:
             raise ValueError(f"sampler.n_chunks is {n_chunks!r}; expected a whole number of 1 or more, e.g. 5")
+        if null_frame not in ("level", "start"):
+            raise ValueError(f"sampler.null_frame is {null_frame!r}; expected level or start")
         self.integrate, self.steps, self.guidance = integrate, steps, guidance
         self.dynamic, self.progress = dynamic, progress
         self.image_guidance, self.null_frame = image_guidance, null_frame
@@ -64,39 +67,36 @@ class Standard:
         condition: Condition,
         negative_tokens: Tensor | None,
         noise: Tensor,
-        generators: list[torch.Generator] | None = None,
+        draw: Callable[[], Tensor] = undrawn,
         backbone: nn.Module | None = None,
         progress: bool | None = None,
     ) -> Tensor:
         """Clean latent (B,t,c,h,w), float32.
 
         negative_tokens: (B,L,D); None stands for the empty caption. noise: (B,t,c,h,w) unit Gaussian, made outside so
-        that variants share it. generators: one a clip, for samplers that add noise (dpm). backbone: used in the place
-        of `model.backbone`. progress: overrides the constructor's.
+        that variants share it. draw: more of the law of `noise`, for samplers that add some on the way (dpm, FreeInit).
+        backbone: used in the place of `model.backbone`. progress: overrides the constructor's.
         """
         exact = getattr(model, "keeps_known", False)
         if self.image_guidance > 1 and not exact:
             raise ValueError("sampler.image_guidance: this model is told the image in every branch; set it to 1")
         if max(self.guidance, self.image_guidance) > 1 and negative_tokens is None:
             negative_tokens = model.text.encode([""] * len(noise))
-        if self.image_guidance > 1:
-            scales = self.image_guidance, self.guidance
-            denoise = guide_image(model, condition, negative_tokens, *scales, backbone, self.null_frame)
-        elif self.guidance > 1:
-            scale = dynamic_scale(self.guidance, self.steps) if self.dynamic else lambda t: self.guidance
-            denoise = guide(model, condition, negative_tokens.to(noise.device), scale, backbone)
-        else:
-            denoise = denoiser(model, condition, backbone)
-        if exact:
-            denoise = keep_known(denoise, condition)
-
-        def draw() -> Tensor:
-            if generators is None:
-                raise ValueError("sampler: this integrator adds noise at each step; pass one generator a clip")
-            return randn(tuple(noise.shape[1:]), generators, noise.device)
-
         shown = self.progress if progress is None else progress
-        integrate = lambda z: self.integrate(denoise, z, model.process, self.steps, draw, shown)
+
+        def integrate(z: Tensor) -> Tensor:
+            if self.image_guidance > 1:
+                scales, start = (self.image_guidance, self.guidance), z if self.null_frame == "start" else None
+                denoise = guide_image(model, condition, negative_tokens, *scales, backbone, start)
+            elif self.guidance > 1:
+                scale = dynamic_scale(self.guidance, self.steps) if self.dynamic else lambda t: self.guidance
+                denoise = guide(model, condition, negative_tokens.to(noise.device), scale, backbone)
+            else:
+                denoise = denoiser(model, condition, backbone)
+            if exact:
+                denoise = keep_known(denoise, condition)
+            return self.integrate(denoise, z, model.process, self.steps, draw, shown)
+
         z = begin(self.start, noise, condition, model.process)
         latent = integrate(z)
         for _ in range(self.refine.rounds - 1 if self.refine else 0):

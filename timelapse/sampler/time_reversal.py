@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from timelapse.sampler.dual_directional import fresh_noise
 from timelapse.sampler.euler import check_process, check_steps, euler_with_jumps
 from timelapse.sampler.fuse import fused
-from timelapse.sampler.init import FrameInit, begin
+from timelapse.sampler.init import FrameInit, begin, undrawn
 from timelapse.types import Condition
 
 
@@ -55,13 +55,12 @@ class TimeReversal:
         condition: Condition,
         negative_tokens: Tensor | None,
         noise: Tensor,
-        generators: list[torch.Generator] | None = None,
+        draw: Callable[[], Tensor] = undrawn,
         backbone: nn.Module | None = None,
         progress: bool | None = None,
     ) -> Tensor:
         """As `DualDirectional`; whatever backward motion the model was taught is left aside."""
         denoise = fused(model, condition, backbone, "twice", "linear", self.guidance)
         shown = self.progress if progress is None else progress
-        draw = fresh_noise(noise, generators)
         noise = begin(self.start, noise, condition, model.process)
         return euler_with_jumps(denoise, noise, model.process, self.steps, draw, shown, **self.jumps)
