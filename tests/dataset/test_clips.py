@@ -187,6 +187,15 @@ def test_keys_are_unique_safe_and_the_same_each_time(tmp_path, make_video):
     assert Clips(tmp_path, split="all", fit="pad", **SMALL).fingerprint() != changed.fingerprint()
 
 
+def test_a_few_clips_are_of_many_sources(tmp_path, make_video):
+    for name in "abc":
+        make_video(tmp_path / f"{name}.mp4", frames=24)
+    whole, few = (Clips(tmp_path, split="all", size=size, **SMALL) for size in (None, 4))
+    assert len(whole) > 6 and few.keys == whole.keys[:4]
+    assert [clip.source.id[0] for clip in whole.clips[:6]] == ["a", "b", "c"] * 2
+    assert few.fingerprint() != whole.fingerprint()
+
+
 def test_a_manifest_cuts_events_and_names_splits(tmp_path, make_video, make_photo, number_of):
     make_video(tmp_path / "v" / "long.mp4", frames=40)
     photographs(tmp_path / "garden", make_photo, range(0, 500, 100))

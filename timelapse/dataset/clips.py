@@ -61,6 +61,7 @@ class Clips(Dataset):
     fit: crop or pad. caption: for footage without one. captions: CSV of captions for the files under root.
     photo_interval: seconds between photographs whose time nothing tells. check: full, probe or none (`video.probe`).
     index: file that remembers the check; None: under ~/.cache/timelapse.
+    size: most clips, from all sources in turn; None: all there are.
     Raises ValueError when no clip is left. Frames that cannot be read later raise OSError naming the path.
     """
 
@@ -84,6 +85,7 @@ class Clips(Dataset):
         photo_interval: float | None = None,
         check: str = "full",
         index: str | Path | None = None,
+        size: int | None = None,
     ):
         shapes = [tuple(shape) for shape in buckets or [(frames, height, width)]]
         if any(len(shape) != 3 or min(shape) < 1 for shape in shapes):
@@ -124,7 +126,12 @@ class Clips(Dataset):
                     else "no source is in that split; train and val are drawn, others come from a manifest"
                 )
             )
-        self.clips.sort(key=lambda clip: shapes.index(clip.shape))  # neighbours of one shape make a batch
+        turn: Counter[str] = Counter()
+        order = {}  # the sources' first clips, then their second ones: a few clips are of many subjects
+        for clip in self.clips:
+            order[clip.key] = turn[clip.source.id], shapes.index(clip.shape)  # neighbours of one shape make a batch
+            turn[clip.source.id] += 1
+        self.clips = sorted(self.clips, key=lambda clip: order[clip.key])[:size]
         self.keys, self.shapes = [clip.key for clip in self.clips], [clip.shape for clip in self.clips]
         if twice := [key for key, n in Counter(self.keys).items() if n > 1]:
             raise ValueError(f"two clips would be called {twice[0]}; give the rows of the manifest distinct ids")
