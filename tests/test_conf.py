@@ -149,3 +149,19 @@ def test_the_search_recipe_composes():
     for key in cfg.hydra.sweeper.params:
         assert OmegaConf.select(cfg, key) is not None, key
     assert identity(["+sweep=optuna", "objective=val/denoise", "seed=1"]) == identity(["seed=1"])
+
+
+@pytest.mark.parametrize("sampler", ["dual_directional", "time_reversal", "image_to_video", "image_to_video_frameinit"])
+def test_svds_samplers_read_the_recipes_guidance_and_take_one_scale_for_all_frames(sampler):
+    typed = ["+experiment=svd_backward", f"sampler={sampler}"]
+    assert build(composed(*typed).sampler).guidance == (1.0, 3.0)  # the recipe's
+    assert build(composed(*typed, "sampling.guidance=2").sampler).guidance == (1.0, 2)
+    assert build(composed(*typed, "sampler.guidance=2.5").sampler).guidance == (2.5, 2.5)
+
+
+def test_previews_at_paper_scale_cost_little_of_the_training_between_them():
+    """In passes of the network: a training step has one forward and one backward (as two), a sampler's step two."""
+    for experiment in ("svd_backward", "consisti2v"):
+        cfg = composed(f"+experiment={experiment}", "scale=paper")
+        preview = cfg.sample.batch_size * build(cfg.sampler).steps * 2
+        assert cfg.sample.batch_size == 1 and preview < 0.05 * 3 * cfg.train.sample_every

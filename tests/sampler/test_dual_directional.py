@@ -196,6 +196,11 @@ def test_wrong_inputs_are_one_clear_line(model, small_svd):
         DualDirectional(weights="mean")
     with pytest.raises(ValueError, match="sampler.steps is 0"):
         DualDirectional(steps=0)
+    for wrong in ([1.0], [1, 2, 3], None, ["a", "b"]):
+        with pytest.raises(ValueError, match=r"sampler.guidance is .*'sampler.guidance=\[1.0,3.0\]'"):
+            DualDirectional(guidance=wrong)
+        with pytest.raises(ValueError, match="sampler.guidance is"):
+            TimeReversal(guidance=wrong)
     with pytest.raises(ValueError, match="recurrence=-1"):
         DualDirectional(recurrence=-1)
     condition = ends_of(model)

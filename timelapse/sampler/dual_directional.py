@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timelapse.sampler.euler import check_process, check_steps, euler
+from timelapse.sampler.euler import check_guidance, check_process, check_steps, euler
 from timelapse.sampler.fuse import WEIGHTS, fused
 from timelapse.sampler.init import FrameInit, begin, undrawn
 from timelapse.types import Condition
@@ -21,10 +21,10 @@ class DualDirectional:
     """Dual-directional sampling (arXiv:2408.15239, Alg. 2; line 7 prints {A_i} un-primed, the maps are the rotated
     ones).
 
-    steps: Euler steps. guidance: classifier-free guidance at the known frame and at the far end. weights: see
-    `timelapse.sampler.fuse.fused`; "forward" is plain image-to-video and runs one network. recurrence,
-    recurrence_share: see `timelapse.sampler.euler.euler`: with 25 steps, 5 and 0.5 the networks run 25 + 5 * 12 = 85
-    times. progress: a bar. start: what the noise is turned into before the first step, from `condition.layout`.
+    steps: Euler steps. guidance: classifier-free guidance at the known frame and at the far end, or one scale for all
+    frames. weights: see `timelapse.sampler.fuse.fused`; "forward" is plain image-to-video and runs one network.
+    recurrence, recurrence_share: see `timelapse.sampler.euler.euler`: with 25 steps, 5 and 0.5 the networks run
+    25 + 5 * 12 = 85 times. progress: a bar. start: what the noise is turned into before the first step, from `condition.layout`.
     """
 
     motion = "both"
@@ -32,7 +32,7 @@ class DualDirectional:
     def __init__(
         self,
         steps: int = 50,
-        guidance: tuple[float, float] = (1.0, 3.0),
+        guidance: float | tuple[float, float] = (1.0, 3.0),
         weights: str = "average",
         recurrence: int = 5,
         recurrence_share: float = 0.5,
@@ -46,7 +46,7 @@ class DualDirectional:
                 f"sampler: recurrence={recurrence!r}, recurrence_share={recurrence_share!r}; expected a whole number "
                 f"of 0 or more and a share in 0..1, e.g. 5 and 0.5"
             )
-        self.steps, self.guidance, self.weights = check_steps(steps), tuple(guidance), weights
+        self.steps, self.guidance, self.weights = check_steps(steps), check_guidance(guidance), weights
         self.recurrence, self.recurrence_share, self.progress = recurrence, recurrence_share, progress
         self.start = start
         self.told = ([0],) if weights == "forward" else ([0, -1],)  # which frames may be known, together

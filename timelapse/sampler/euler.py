@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -118,7 +118,17 @@ def check_process(process: object, start: FrameInit | None = None) -> None:
         start.check(process)
 
 
-def guidance_ramp(guidance: float | tuple[float, float], frames: int, device: torch.device) -> Tensor:
+def check_guidance(guidance: float | Sequence[float]) -> tuple[float, float]:
+    """Scales at the known frame and at the far end, of one for both or of two. ValueError for anything else."""
+    ends = (guidance, guidance) if isinstance(guidance, (int, float)) else tuple(guidance or ())
+    if len(ends) != 2 or not all(isinstance(scale, (int, float)) for scale in ends):
+        raise ValueError(
+            f"sampler.guidance is {guidance!r}; expected a number for all frames, e.g. 2.0, or two, at the known frame "
+            f"and at the far end: 'sampler.guidance=[1.0,3.0]'"
+        )
+    return ends
+
+
+def guidance_ramp(guidance: tuple[float, float], frames: int, device: torch.device) -> Tensor:
     """(frames,) classifier-free guidance scale, rising evenly from the known frame on: SVD has (1, 3)."""
-    low, high = (guidance, guidance) if isinstance(guidance, (int, float)) else guidance
-    return torch.linspace(low, high, frames, device=device)
+    return torch.linspace(*guidance, frames, device=device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timelapse.sampler.euler import check_process, check_steps, euler_with_jumps
+from timelapse.sampler.euler import check_guidance, check_process, check_steps, euler_with_jumps
 from timelapse.sampler.fuse import fused
 from timelapse.sampler.init import FrameInit, begin, undrawn
 from timelapse.types import Condition
@@ -32,7 +32,7 @@ class TimeReversal:
     def __init__(
         self,
         steps: int = 50,
-        guidance: tuple[float, float] = (1.0, 3.0),
+        guidance: float | tuple[float, float] = (1.0, 3.0),
         jump_length: int = 5,
         jump_times: int = 2,
         jump_share: float = 0.8,
@@ -40,7 +40,7 @@ class TimeReversal:
         progress: bool = True,
         start: FrameInit | None = None,
     ):
-        self.steps, self.guidance, self.progress = check_steps(steps), tuple(guidance), progress
+        self.steps, self.guidance, self.progress = check_steps(steps), check_guidance(guidance), progress
         self.start = start
         self.jumps = {"length": jump_length, "times": jump_times, "share": jump_share, "ratio": noise_ratio}
 
