@@ -45,9 +45,8 @@ class Samples(Callback):
         batch = collate([self.clips[i] for i in chosen])
         known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1)
         training, _ = module.training, module.eval()
-        # On every rank: a sharded forward is collective.
-        videos = module.sample(batch, known, self.sampler, precision=trainer.precision)
-        videos = videos[:, : batch["video"].shape[1]]  # of chunks in a row only the first has a truth
+        # On every rank: a sharded forward is collective. Of chunks in a row only the first, which has a truth.
+        videos = next(module.stream(batch, known, self.sampler, precision=trainer.precision))
         module.train(training)
         if not trainer.is_global_zero:
             return
