@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load
+from torch import nn
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -70,7 +72,7 @@ def test_a_text_encoder_that_is_trained_is_not_in_the_cache(tmp_path):
     """Its next weights go on with the same clips; a fit then embeds each caption anew."""
     from timelapse.stages import fit
 
-    typed = ["+module.train_text=true", "train.steps=2"]
+    typed = ["module.train_text=true", "train.steps=2"]
     first, second = (small_run(tmp_path / name, *typed, f"paths.cache={tmp_path}/cache") for name in "ab")
     weight = next(second.model.text.parameters())
     with torch.no_grad():
@@ -123,6 +125,45 @@ def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
         run.model.codec.vae.decoder.conv_out.conv.bias -= 1e-3
     spec = cached(run.dataset("train"), tmp_path, {"spec": 2}, run.model, None, torch.device("cpu"))
     assert spec.folder not in (first, other)
+
+
+def test_a_fingerprint_is_of_every_bit_whatever_the_type():
+    held = nn.Module()
+    kinds = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
+    for n, kind in enumerate(kinds):
+        held.register_buffer(f"x{n}", (torch.arange(6) % 4).to(kind).view(2, 3).mT)
+    held.register_buffer("number", torch.tensor(3))
+    seen = {fingerprint(held)}
+    for n in range(len(kinds)):  # the same numbers in another order
+        held.get_buffer(f"x{n}")[:2] = held.get_buffer(f"x{n}")[:2].flip(0).clone()
+        seen.add(fingerprint(held))
+    held.number += 1
+    assert len(seen | {fingerprint(held)}) == len(kinds) + 2
+    assert fingerprint(held, without="x") == fingerprint(held, without="x") != fingerprint(held)
+
+
+def test_training_says_at_once_that_it_waits_for_a_damaged_clip_and_not_for_an_hour(run, tmp_path, caplog):
+    stored = build(run, tmp_path)
+    path = stored.folder / f"{stored.keys[1]}.safetensors"
+    before, stored.patience = path.read_bytes(), 60.0
+    path.write_bytes(b"cut short")
+    again = threading.Timer(1.0, path.write_bytes, [before])
+    again.start()
+    assert torch.equal(stored[1]["mean"], load(before)["mean"])
+    assert caplog.text.count("is damaged or gone; waiting up to 60 s") == 1
+
+
+def test_workers_decode_and_the_cache_is_the_same(run, tmp_path):
+    class Here(Photos):
+        def __getitem__(self, i: int) -> dict:
+            return {**super().__getitem__(i), "caption": f"process {os.getpid()}"}
+
+    spec, device = {"spec": 1}, torch.device("cpu")
+    alone = cached(Here(4, 4), tmp_path / "alone", spec, run.model, None, device, captions=False)
+    many = cached(Here(4, 4), tmp_path / "many", spec, run.model, None, device, captions=False, workers=1)
+    for key in alone.keys:
+        assert (alone.folder / f"{key}.safetensors").read_bytes() == (many.folder / f"{key}.safetensors").read_bytes()
+    assert {*alone.captions.values()} == {f"process {os.getpid()}"}.difference(many.captions.values())
 
 
 def fill(run, root: Path, process: int, of: int, dataset: Dataset, moments=lambda process, moments: moments) -> None:

@@ -18,6 +18,7 @@ import logging
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -34,24 +35,25 @@ from timelapse.dataset.module import alike, collate
 VERSION = 1  # raise when the meaning of a stored number changes
 WRITE_DOWN = 60.0  # seconds between two writes of a part: a kill loses no more, and those who wait see a sign of life
 PATIENCE = 3600.0  # seconds without such a sign until those who wait give up
+READERS = 8  # files at a time that are checked
+AGAIN = 300.0  # seconds that training waits for a clip that another process found damaged too and makes again
 
 log = logging.getLogger("timelapse")
 
 
 def fingerprint(module: nn.Module | None, without: str = "?") -> str:
-    """Digest of a module's weights: names, shapes and two float64 sums a tensor (fast, and any change shows).
+    """Digest of a module's weights, bit by bit: the same on every device and for any number of threads.
 
     without: names that begin so are left out.
     """
     if module is None:
         return "none"
-    digest = blake2b(digest_size=8)
+    whole = blake2b(digest_size=8)
     for name, value in sorted(module.state_dict().items()):
-        if name.startswith(without):
-            continue
-        x = value.double()
-        digest.update(f"{name}{tuple(value.shape)}{x.sum().item():.17g}{x.abs().sum().item():.17g}".encode())
-    return digest.hexdigest()
+        if not name.startswith(without):
+            whole.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 class Cached(Dataset):
@@ -89,17 +91,20 @@ class Cached(Dataset):
 
     def read(self, key: str) -> bytes:
         """A clip's file, found intact."""
-        store, end = Store(self.folder), time.monotonic() + self.patience
+        store, missed = Store(self.folder), None
         while True:
             try:
                 if digest(data := store.read(f"{key}.safetensors")) in self.index[key]:
                     return data
             except FileNotFoundError:
                 pass
-            if time.monotonic() > end:
-                raise ValueError(
-                    f"cache file {self.folder}/{key}.safetensors is damaged or gone; delete it and run again"
-                )
+            said = f"cache file {self.folder}/{key}.safetensors is damaged or gone"
+            if missed is None:
+                missed = time.monotonic()
+                if self.patience:
+                    log.warning(f"{said}; waiting up to {self.patience:.0f} s for a process that makes it again")
+            if time.monotonic() - missed >= self.patience:
+                raise ValueError(f"{said}; delete it and run again")
             time.sleep(1)
             self.index, self.captions = known(store)
 
@@ -156,12 +161,13 @@ def cached(
     pixels: bool = True,
     store_pixels: bool = False,
     captions: bool = True,
+    workers: int = 0,
 ) -> Cached:
     """Build what is missing or damaged of the dataset's cache, then return the dataset on top of it.
 
     spec: what else shaped the clips (the dataset's config); JSON-able. store_pixels: keep the frames too, with
     8 bits: 0.2 MB a clip of 17 x 64 x 64, but 50 MB at 49 x 480 x 720. captions: False leaves `tokens` out, for a text
-    encoder that is trained; its weights then do not matter to what is kept.
+    encoder that is trained; its weights then do not matter to what is kept. workers: processes that decode.
     """
     parts = {
         "version": VERSION,
@@ -180,14 +186,14 @@ def cached(
     batches_of = alike(dataset, range(len(names)), batch_size)
     batches = batches_of[which::of] if which < of else []
     own = [names[i] for batch in batches for i in batch]
-    verified = intact(store, own, known(store)[0])
+    verified = intact(store, own, known(store)[0], shown=which == 0)
     missing = {*own} - verified.keys()
     if missing:
         for part in (model.codec, model.text, encoder):
             if part is not None:
                 part.to(device)
         batches = [batch for batch in batches if any(names[i] in missing for i in batch)]
-        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
         made: dict[str, dict[str, str]] = {"clips": {}, "captions": {}}
         mine, written = f"part-{which}-{uuid.uuid4().hex[:8]}.json", time.monotonic()
         for batch in tqdm(loader, desc=f"cache {len(missing)} clips", leave=False, disable=which > 0):
@@ -218,7 +224,7 @@ def cached(
     verified = wait_for_others(store, names, verified, batches_of, of)
     if which == 0:
         merge(store, parts, {key: verified[key] for key in names})
-    return Cached(dataset, folder, pixels, patience=PATIENCE if of > 1 else 0.0)
+    return Cached(dataset, folder, pixels, patience=AGAIN if of > 1 else 0.0)
 
 
 def wait_for_others(
@@ -255,7 +261,7 @@ def wait_for_others(
         if told is None or now - told > WRITE_DOWN:
             log.info(f"cache: waiting for {whose}")
             told = now
-        time.sleep(1)
+        time.sleep(min(30.0, max(1.0, (now - since) / 10)))  # the longer nothing comes, the less often all are listed
 
 
 def share() -> tuple[int, int]:
@@ -303,16 +309,19 @@ def keys(dataset: Dataset) -> list[str]:
     return dataset.keys if hasattr(dataset, "keys") else [dataset[i]["key"] for i in range(len(dataset))]
 
 
-def intact(store: Store, keys: list[str], written: dict[str, set[str]]) -> dict[str, str]:
-    """Digest of each clip's file, where it is one that was written down for it."""
-    found = {}
-    for key in keys:
+def intact(store: Store, keys: list[str], written: dict[str, set[str]], shown: bool = False) -> dict[str, str]:
+    """Digest of each clip's file, where it is one that was written down for it. shown: with a bar, if it takes long."""
+
+    def read(key: str) -> str:
         try:
-            if key in written and (value := digest(store.read(f"{key}.safetensors"))) in written[key]:
-                found[key] = value
+            return digest(store.read(f"{key}.safetensors"))
         except FileNotFoundError:
-            pass
-    return found
+            return ""
+
+    keys = [key for key in keys if key in written]
+    with ThreadPoolExecutor(READERS) as pool:
+        bar = tqdm(pool.map(read, keys), desc="check cache", total=len(keys), delay=2, leave=False, disable=not shown)
+        return {key: found for key, found in zip(keys, bar) if found in written[key]}
 
 
 def rank() -> int:

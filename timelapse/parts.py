@@ -182,7 +182,7 @@ class Run:
         root = self.cfg.paths.cache  # a folder, or what fsspec opens
         store = self.cfg.cache.pixels and split == "train"
         captions = not getattr(self.module, "train_text", False)
-        options = {"pixels": pixels, "store_pixels": store, "captions": captions}
+        options = {"pixels": pixels, "store_pixels": store, "captions": captions, "workers": self.cfg.train.workers}
         return cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
 
     def note(self, skipped: list[tuple[Any, str]]) -> None:
