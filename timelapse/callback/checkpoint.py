@@ -90,7 +90,16 @@ class Checkpoints(Checkpoint):
         self.prune(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """End the processes that Lightning started beside this one: they wait for it in a collective, until a timeout.
+
+        After SIGTERM they end by themselves, as this one does.
+        """
         self._restore_signal()
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        if not isinstance(exception, Preempted):
+            started, children[:] = [*children], []  # Lightning's observer kills this process when it sees one killed
+            for child in started:
+                child.kill()
 
     def finish(self, trainer: L.Trainer) -> None:
         """Wait for the write in hand. ValueError when it failed: what was trained since the one before is lost."""
