@@ -109,7 +109,8 @@ def test_through_joblib_a_failed_job_leaves_the_others_alone(app: Path):
 def test_what_a_sweep_optimises(tmp_path: Path):
     (tmp_path / "metrics.json").write_text(json.dumps({"subject_consistency": 0.9, "morphing_degree": 0.2}))
     (tmp_path / "metrics.csv").write_text(
-        "step,train/loss,val/denoise_t100,val/denoise_t400\n0,9,,\n1,,5,7\n2,8,,\n3,,1,2\n4,7.5,,\n"
+        "step,train/loss,val/denoise_t100,val/denoise_t0.5,val/denoise_rest_t100\n"
+        "0,9,,,\n1,,5,7,9\n2,8,,,\n3,,1,2,9\n4,7.5,,,\n"
     )
     assert score(tmp_path, "subject_consistency") == 0.9
     assert score(tmp_path, ["subject_consistency", "morphing_degree"]) == (0.9, 0.2)

@@ -73,8 +73,8 @@ def command(hydra: DictConfig, overrides: Sequence[str], module: str = "timelaps
 
 
 def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[float, ...] | None:
-    """What a sweep optimises: an entry of metrics.json; a column of metrics.csv, or the mean of those that begin
-    with the name, where they were last logged ("val/denoise": the held-out loss over its timesteps); or several.
+    """What a sweep optimises: an entry of metrics.json; a column of metrics.csv, or the mean of those of its timesteps
+    ("val/denoise": val/denoise_t100, val/denoise_t400, ...), where they were last logged; or several.
 
     ValueError when a run has no such number.
     """
@@ -86,11 +86,11 @@ def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[flo
         return float(json.loads((run_dir / "metrics.json").read_text())[names])
     except (OSError, ValueError, KeyError):
         pass
-    logged: dict[str, str] = {}
+    logged, meant = {}, re.compile(rf"{re.escape(names)}(_t[\d.e+-]+)?")
     if (run_dir / "metrics.csv").exists():
         with (run_dir / "metrics.csv").open(newline="") as file:
             for row in csv.DictReader(file):
-                logged.update({name: x for name, x in row.items() if name and name.startswith(names) and x})
+                logged.update({name: x for name, x in row.items() if name and meant.fullmatch(name) and x})
     if not logged:
         raise ValueError(f"objective={names} is neither in metrics.json nor in metrics.csv of {run_dir}")
     return sum(map(float, logged.values())) / len(logged)
