@@ -19,6 +19,7 @@ from timelapse.plan import (
     Counts,
     check_memory,
     count,
+    devices_of,
     memory,
     planned,
     print_plan,
@@ -254,6 +255,26 @@ def test_what_cannot_be_held_is_said_with_its_numbers_and_what_to_type():
     check_memory(cfg, need / 2)  # activations are an estimate, which alone stops nobody
     with pytest.raises(ValueError, match="a smaller model"):
         check_memory(cfg, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "expected"),
+    [("4", 1, 4), ("-1", 2, 12), ("auto", 1, 6), ("[0,3]", 1, 2), ("'0,1,2'", 2, 6), ("'4'", 1, 4)],
+)
+def test_devices_are_counted_as_lightning_takes_them(devices, nodes, expected):
+    cfg = config("trainer=gpu", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}")
+    assert devices_of(cfg.trainer, there=6) == expected
+    assert devices_of(cfg.trainer) == (None if devices in ("-1", "auto") else expected)
+
+
+def test_what_to_type_instead_is_counted_on_the_devices_that_it_names_and_is_not_what_is_there():
+    suggested = r"trainer=fsdp trainer.devices=(\d+) \((\d+\.\d) GiB\)"
+    cfg = config(*SMALL, "trainer=ddp", "trainer.devices=2", "train.batch_size=400")
+    large = planned(cfg, count(cfg), 2)["sum"]
+    sharded = config(*SMALL, "trainer=fsdp", "trainer.devices=8", "train.batch_size=400")
+    need = planned(sharded, count(sharded), 8)["sum"]
+    assert need < large and re.findall(suggested, too_large(cfg, large, 2)) == [("8", f"{need:.1f}")]
+    assert not re.findall(suggested, too_large(sharded, need, 8))  # memory ran out all the same
 
 
 def test_the_text_encoder_stays_only_where_captions_are_not_cached():

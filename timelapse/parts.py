@@ -120,9 +120,10 @@ class Run:
         """GiB of each GPU and how many train together; None without one."""
         if self.device.type != "cuda":
             return None
-        trainer = self.cfg.trainer
-        local = trainer.devices if isinstance(trainer.devices, int) else torch.cuda.device_count()
-        return torch.cuda.get_device_properties(self.device).total_memory / 2**30, local * trainer.num_nodes
+        from timelapse.plan import devices_of
+
+        gib = torch.cuda.get_device_properties(self.device).total_memory / 2**30
+        return gib, devices_of(self.cfg.trainer, torch.cuda.device_count())
 
     @cached_property
     def model(self) -> Any:

@@ -195,11 +195,22 @@ def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
     )
 
 
+def devices_of(trainer: DictConfig, there: int | None = None) -> int | None:
+    """How many devices train together: `trainer.devices` of each node as Lightning reads it, a number or a list, as
+    text too; `there` of each node where it takes all (auto, -1).
+    """
+    asked = trainer.devices
+    if isinstance(asked, str) and asked != "auto":  # "0,1" is a list, "2" a number
+        asked = [part for part in asked.split(",") if part.strip()] if "," in asked else int(asked)
+    local = there if asked in ("auto", -1) else asked if isinstance(asked, int) else len(asked)
+    return None if local is None else local * trainer.num_nodes
+
+
 def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[int, dict[str, float]]:
     """Log a table of GiB per device for 1, 8 and 64 devices (or the number the trainer asks for)."""
     counts = count(cfg)
-    if isinstance(cfg.trainer.devices, int) and cfg.trainer.devices * cfg.trainer.num_nodes > 1:
-        devices = (cfg.trainer.devices * cfg.trainer.num_nodes,)
+    if (asked := devices_of(cfg.trainer) or 1) > 1:
+        devices = (asked,)
     plans = {n: planned(cfg, counts, n) for n in devices}
     width = max(map(len, next(iter(plans.values()))))
     checkpointing = "on" if cfg.model.get("gradient_checkpointing") else "off"
@@ -226,11 +237,15 @@ def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[i
 
 CHECKPOINTING = {"model": {"gradient_checkpointing": True}}
 SHARDED, OFFLOADED = ({"trainer": {"strategy": {"replicas": 1, "offload": offload}}} for offload in (False, True))
-INSTEAD = [  # what a user may type, what it changes, on how many times the devices
-    ("model.gradient_checkpointing=true", CHECKPOINTING, 1),
-    ("trainer=fsdp trainer.devices=8", SHARDED, 8),
-    ("trainer=fsdp trainer.devices=8 model.gradient_checkpointing=true", SHARDED | CHECKPOINTING, 8),
-    ("trainer=fsdp trainer.strategy.offload=true model.gradient_checkpointing=true", OFFLOADED | CHECKPOINTING, 1),
+INSTEAD = [  # what a user may type, what it changes, whether on 8 devices of a node at least
+    ("model.gradient_checkpointing=true", CHECKPOINTING, False),
+    ("trainer=fsdp trainer.devices={}", SHARDED, True),
+    ("trainer=fsdp trainer.devices={} model.gradient_checkpointing=true", SHARDED | CHECKPOINTING, True),
+    (
+        "trainer=fsdp trainer.devices={} trainer.strategy.offload=true model.gradient_checkpointing=true",
+        OFFLOADED | CHECKPOINTING,
+        False,
+    ),
 ]
 
 
@@ -253,14 +268,15 @@ def too_large(cfg: DictConfig, gib: float, devices: int = 1, counts: Counts | No
     counts = counts or count(cfg)
     rows = planned(cfg, counts, devices)
     largest = sorted((row for row in rows if row not in ("sum", MAIN)), key=rows.get, reverse=True)[:3]
-    fitting = []
+    fitting, nodes = [], cfg.trainer.num_nodes
     for typed, change, more in INSTEAD:
         changed = OmegaConf.create(OmegaConf.to_container(cfg))
         for group, values in change.items():
             changed[group] = {**changed[group], **values}
-        need = planned(changed, counts, devices * more)["sum"]
-        if need <= gib:
-            fitting.append(f"{typed} ({need:.1f} GiB)")
+        local = max(8 if more else 1, devices // nodes)
+        need = planned(changed, counts, local * nodes)["sum"]
+        if need <= gib and need < rows["sum"]:  # not what is configured already
+            fitting.append(f"{typed.format(local)} ({need:.1f} GiB)")
     otherwise = "a smaller model, or model.lora with a low rank, on more devices"
     return (
         f"trainer: {rows['sum']:.1f} GiB would be held by each of {devices} devices of {gib:.1f} GiB ("
