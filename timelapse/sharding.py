@@ -69,6 +69,14 @@ class Fsdp2(ModelParallelStrategy):
             if not isinstance(tensor, DTensor):
                 tensor.data = tensor.data.to(self.root_device)
 
+    # Lightning's two copy to the CPU what is elsewhere and only that; `save_checkpoint` copies everything, once.
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return get_optimizer_state_dict(self.model, optimizer)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """A folder of shards. Only copying them to the CPU holds up the training."""
         path = Path(self.broadcast(str(filepath)))
