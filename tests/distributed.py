@@ -8,7 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 from small import small_run
 
@@ -35,14 +37,7 @@ def exit_codes(
     prepare: Callable[[int, Run], None] | None = None,
 ) -> tuple[list[int], bool]:
     """How each rank ended, and whether `kill_after` ended them. prepare: called in each with its number and run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    arguments = [(rank, processes, port, folder, overrides, experiment, prepare) for rank in range(processes)]
-    ranks = [context.Process(target=_rank, args=a) for a in arguments]
-    for process in ranks:
-        process.start()
+    ranks = started(processes, folder, overrides, experiment, prepare)
     over, enough = False, None if kill_after is None else lines(folder) + int(kill_after)
     while any(process.is_alive() for process in ranks):
         if enough is not None and lines(folder) >= enough:
@@ -53,6 +48,37 @@ def exit_codes(
                 process.kill()
         time.sleep(0.02)
     return [process.exitcode for process in ranks], over
+
+
+def ends_of(processes: int, folder: Path, *overrides: str, prepare: Callable[[int, Run], None]) -> list[int]:
+    """How each rank ended by itself; AssertionError for one that does not, two minutes after the first."""
+    ranks = started(processes, folder, overrides, "finetune_only", prepare)
+    connection.wait([process.sentinel for process in ranks])
+    for process in ranks:
+        process.join(120)
+    stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+    for process in ranks:
+        process.kill()
+    assert not stuck, f"ranks {stuck} wait for ever"
+    return [process.exitcode for process in ranks]
+
+
+def started(
+    processes: int,
+    folder: Path,
+    overrides: tuple[str, ...],
+    experiment: str,
+    prepare: Callable[[int, Run], None] | None,
+) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    arguments = [(rank, processes, port, folder, overrides, experiment, prepare) for rank in range(processes)]
+    ranks = [context.Process(target=_rank, args=a) for a in arguments]
+    for process in ranks:
+        process.start()
+    return ranks
 
 
 def lines(folder: Path) -> int:

@@ -165,12 +165,6 @@ class Denoising(NormClipping, L.LightningModule):
         values = {name: loss(step).mean() for name, loss in self.losses.items()}
         total = sum(self.losses[name].weight * value for name, value in values.items())
         self.parts.append(torch.stack([total, *values.values()]).detach())
-        if not torch.isfinite(total):
-            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
-            raise ValueError(
-                f"loss is {total.item()} at step {self.global_step}, clips {', '.join(batch['key'])}; "
-                f"last good checkpoint: {last}; lower train.learning_rate or look at those clips"
-            )
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, index: int) -> None:

@@ -108,21 +108,39 @@ def moments_of(kind: str, parts: Iterable[nn.Module]) -> int:
 
 
 class NormClipping:
-    """Of a LightningModule: gradients are clipped by the norm of them all.
+    """Of a LightningModule: gradients are clipped by the norm of them all, which must be a number.
 
-    Lightning's own clipping refuses fused optimizers in mixed precision of any kind.
+    Lightning's own clipping refuses fused optimizers in mixed precision of any kind. Every process sees the same norm,
+    so all end together where a loss on one of them was no number.
     """
+
+    clips: list[str] = []  # that this process took for the step in hand
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        begun = index % self.trainer.accumulate_grad_batches > 0
+        self.clips = [*(self.clips if begun else []), *batch.get("key", [])]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        if gradient_clip_val and str(self.trainer.precision).startswith("16"):
+        scaled = str(self.trainer.precision).startswith("16")  # and may be infinite: the scaler skips such a step
+        if gradient_clip_val and scaled:
             raise ValueError(
                 f"trainer.precision={self.trainer.precision}: clipping would see scaled gradients; type bf16-mixed"
             )
+        if scaled:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not whole.isfinite():
+            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+            raise ValueError(
+                f"loss is no number: gradients have norm {whole.item()} at step {self.global_step}, clips "
+                f"{', '.join(self.clips)}; last good checkpoint: {last}; lower the learning rate or look at those clips"
+            )
         if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
 
 class Muon(torch.optim.Optimizer):

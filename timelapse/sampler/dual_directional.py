@@ -24,7 +24,8 @@ class DualDirectional:
     steps: Euler steps. guidance: classifier-free guidance at the known frame and at the far end, or one scale for all
     frames. weights: see `timelapse.sampler.fuse.fused`; "forward" is plain image-to-video and runs one network.
     recurrence, recurrence_share: see `timelapse.sampler.euler.euler`: with 25 steps, 5 and 0.5 the networks run
-    25 + 5 * 12 = 85 times. progress: a bar. start: what the noise is turned into before the first step, from `condition.layout`.
+    25 + 5 * 12 = 85 times. progress: a bar. start: what the noise is turned into before the first step, from
+    `condition.layout`.
     """
 
     motion = "both"
