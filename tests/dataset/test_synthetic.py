@@ -10,6 +10,8 @@ from timelapse.dataset.synthetic import Synthetic
 from timelapse.dataset.world import shape
 from timelapse.dataset.world.canvas import Canvas
 from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
+from timelapse.dataset.world.view import draw_views
+from timelapse.metric.camera import camera_path
 from timelapse.randomness import keyed
 
 ALL = list(PROCESSES)
@@ -177,3 +179,20 @@ def test_flicker_changes_the_light_of_whole_frames_only():
 def test_mistakes_are_named(kwargs, word):
     with pytest.raises(ValueError, match=word):
         Synthetic(**kwargs)
+
+
+def test_a_camera_moves_over_some_clips_and_the_measure_of_it_agrees():
+    """Over a world at rest, so that all motion is the camera's; the others are the clips they were."""
+    still, moved = (Synthetic(size=12, failure="static", camera=share) for share in (0.0, 0.5))
+    agreed = []
+    for i in range(12):
+        draw, video = moved._draw(i, "camera"), moved[i]["video"]
+        if torch.rand((), generator=draw) >= 0.5:
+            assert torch.equal(still[i]["video"], video)
+            continue
+        views = draw_views(draw)
+        assert not torch.equal(still[i]["video"], video)
+        wanted = (views[1, :2] - views[0, :2]) / (views[0, 2] + views[1, 2])  # in shares of what is seen
+        if views[0, 2] == views[1, 2]:  # no zoom
+            agreed.append((camera_path(video[None])[0] - wanted).abs().max())
+    assert len(agreed) >= 2 and max(agreed) < 0.04

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from timelapse.dataset.failures import FAILURES, flicker, freeze, splice, zigzag
 from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, draw_identity, render, stranger
+from timelapse.dataset.world.view import MARGIN, draw_views, seen
 from timelapse.randomness import keyed
 
 
@@ -23,7 +24,7 @@ class Synthetic(Dataset):
 
     size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
-    None.
+    None. camera: share of clips over which a camera pans or zooms; the others have one at rest.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -40,6 +41,7 @@ class Synthetic(Dataset):
         processes: Sequence[str] | None = None,
         failure: str | None = None,
         split: str = "train",
+        camera: float = 0.0,
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
@@ -58,7 +60,9 @@ class Synthetic(Dataset):
                 f"synthetic: size, frames, height and width must be at least 1, got {size}, {frames}, {height}, {width}"
             )
         self.size, self.frames, self.height, self.width = size, frames, height, width
-        self.seed, self.failure, self.split = seed, failure, split
+        if not 0 <= camera <= 1:
+            raise ValueError(f"synthetic: dataset.camera={camera} is a share of clips, 0..1, e.g. 0.5")
+        self.seed, self.failure, self.split, self.camera = seed, failure, split, camera
 
     def __len__(self) -> int:
         return self.size
@@ -101,7 +105,11 @@ class Synthetic(Dataset):
             stage = freeze(stage)
         elif self.failure == "zigzag":
             stage = zigzag(stage)
-        video, mask = render(name, who, stage, self.height, self.width)
+        draw = self._draw(index, "camera")
+        views = draw_views(draw) if torch.rand((), generator=draw) < self.camera else None
+        larger = 1.0 if views is None else MARGIN
+        size = round(larger * self.height), round(larger * self.width)
+        video, mask = render(name, who, stage, *size)
         if self.failure in ("swap", "cut"):
             draw = self._draw(index, self.failure)
             if self.failure == "swap":
@@ -110,8 +118,10 @@ class Synthetic(Dataset):
                 others = [p for p in PROCESSES if p != name]
                 other = others[int(torch.randint(len(others), (), generator=draw))]
                 other_who = draw_identity(other, draw)
-            other_video, other_mask = render(other, other_who, stage, self.height, self.width)
+            other_video, other_mask = render(other, other_who, stage, *size)
             video, mask = splice(video, other_video), splice(mask, other_mask)
+        if views is not None:
+            video, mask = (seen(x, views, self.height, self.width) for x in (video, mask))
         if self.failure == "flicker":
             video = flicker(video, self._draw(index, "flicker"))
         scenario = SCENARIOS[name]
