@@ -1,6 +1,6 @@
 """PSNR of a shipped image VAE on pictures of validation clips, and a sheet of truth beside reconstruction.
 
-python experiments/pretrain_picture_vae/measure.py [--weights NAME] [--clips 64] [--sheet X.webp] [--write]
+python experiments/pretrain_picture_vae/measure.py [--model consisti2v_tiny] [--clips 64] [--sheet X.webp] [--write]
 
 --write puts the numbers on the card of the shipped weights.
 """
@@ -10,29 +10,29 @@ from __future__ import annotations
 import argparse
 import json
 
-import diffusers
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from tqdm import tqdm
 
 from timelapse import assets
-from timelapse.dataset.synthetic import Synthetic
+from timelapse.build import build
+from timelapse.help import CONF
 from timelapse.loss.reconstruction import psnr
 
-CLASSES = {"consisti2v_tiny_vae": "AutoencoderKL", "svd_tiny_vae": "AutoencoderKLTemporalDecoder"}
-FRAMES = (2, 8, 14)
+DATASETS = {"consisti2v_tiny": "synthetic", "svd_tiny": "motion"}  # what each is for
+FRAMES = [2, 8, 13]
 
 
 @torch.no_grad()
-def main(weights: str, clips: int, sheet: str | None, write: bool) -> None:
-    state, card = assets.load(weights)
-    vae = getattr(diffusers, CLASSES[weights])(**card["config"]).eval()
-    vae.load_state_dict(state)
-    told = {"num_frames": 1} if weights.startswith("svd") else {}
-    data, values, processes, rows = Synthetic(size=clips, split="val"), [], {}, []
+def main(model: str, clips: int, sheet: str | None, write: bool) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"model={model}", f"dataset={DATASETS[model]}", "video.frames=14"])
+    codec, data = build(cfg.model).codec, build(cfg.dataset, split="val", size=clips)
+    values, processes, rows = [], {}, []
     for i in tqdm(range(clips)):
-        pictures = data[i]["video"][list(FRAMES)]
-        output = vae.decode(vae.encode(pictures).latent_dist.mean, **told).sample.clamp(-1, 1)
+        video = data[i]["video"][None]
+        pictures, output = (x[0, FRAMES] for x in (video, codec.decode(codec.moments(video)[0]).clamp(-1, 1)))
         values += psnr(output, pictures).tolist()
         processes.setdefault(data.process(i), []).extend(values[-len(FRAMES) :])
         if i < 10:
@@ -42,7 +42,7 @@ def main(weights: str, clips: int, sheet: str | None, write: bool) -> None:
     found = {"psnr_pictures_dB": average(values), "psnr_pictures_dB_by_process": by_process, "clips": clips}
     print(json.dumps(found, indent=2))
     if write:
-        assets.add_numbers(assets.FOLDER / f"{weights}.safetensors", found)
+        assets.add_numbers(assets.FOLDER / f"{model}_vae.safetensors", found)
     if sheet:
         halves = torch.cat([torch.cat(rows[:5], 1), torch.cat(rows[5:], 1)], 2)
         Image.fromarray(((halves + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, quality=85)
@@ -50,7 +50,7 @@ def main(weights: str, clips: int, sheet: str | None, write: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="consisti2v_tiny_vae", choices=sorted(CLASSES))
+    parser.add_argument("--model", default="consisti2v_tiny", choices=sorted(DATASETS))
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--sheet")
     parser.add_argument("--write", action="store_true")
