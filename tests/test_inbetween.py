@@ -223,7 +223,7 @@ def test_wrong_pictures_are_one_clear_line(tmp_path):
         ("video.frames=3", "set video.frames=4"),
         ("video.height=10", "multiples of 4, e.g. 8 and 8"),
         ("input.between=-1", "0 or more"),
-        ("input.camera=pan_left", "give input.image"),
+        ("input.camera=pan_left", "leave out input.camera"),
     ):
         with pytest.raises(ValueError, match=line):
             small_run(tmp_path / override.replace("=", ""), f"input.frames=[{a},{a}]", override).check()
