@@ -197,6 +197,10 @@ def test_the_negative_prompt_is_encoded_once(trained, monkeypatch):
     for prompt in ("blurry", "blurry", ""):
         module.sample(batch, known, sampler, negative_prompt=prompt)
     assert asked == [["blurry"], [""]]  # the clips' own captions are cached
+    module.constants.clear()
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step
+        made = module.constant("")
+    assert torch.equal(made, encode([""]))
     assert torch.equal(negatives[0], negatives[1]) and torch.equal(negatives[0], encode(["blurry"]))
 
 

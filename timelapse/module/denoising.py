@@ -223,7 +223,8 @@ class Denoising(NormClipping, L.LightningModule):
         if self.train_text:
             return self.tokens([caption])
         if caption not in self.constants:
-            self.constants[caption] = self.tokens([caption]).detach()
+            with torch.autocast(self.device.type, enabled=False), torch.no_grad():  # as cached captions are
+                self.constants[caption] = self.tokens([caption])
             self.model.text.to("cpu")
         return self.constants[caption].to(self.device)
 
