@@ -28,6 +28,7 @@ FRAMES = [2, 8, 13]
 def main(model: str, clips: int, sheet: str | None, write: bool) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"model={model}", f"dataset={DATASETS[model]}", "video.frames=14"])
+    cfg.model.weights = {"vae": f"{model}_vae"}  # which may be all that there is
     codec, data = build(cfg.model).codec, build(cfg.dataset, split="val", size=clips)
     values, processes, rows = [], {}, []
     for i in tqdm(range(clips)):

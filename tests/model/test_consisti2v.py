@@ -239,9 +239,7 @@ def test_published_names_there_and_back():
 
 
 def test_published_weights_ask_for_what_they_were_made_with(checkpoint):
-    with pytest.raises(
-        ValueError, match=r"rope=half model\.temporal_time=false model\.process\.schedule=linear,"
-    ):
+    with pytest.raises(ValueError, match=r"rope=half model\.temporal_time=false model\.process\.schedule=linear,"):
         _ = make(weights={"unet": str(checkpoint)}).backbone
 
 

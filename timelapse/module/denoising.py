@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from timelapse.module.average import WeightAverage
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each, randn
 from timelapse.sampler.init import still
@@ -21,7 +22,7 @@ from timelapse.types import Batch, Condition, Conditioning, Step
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
 
 
-class Denoising(NormClipping, L.LightningModule):
+class Denoising(NormClipping, WeightAverage, L.LightningModule):
     """Trains `model.backbone` and whatever the losses own.
 
     model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
@@ -82,7 +83,6 @@ class Denoising(NormClipping, L.LightningModule):
             self.text = model.text.requires_grad_(True)
         self.weight_decay, self.betas, self.optimizer = weight_decay, tuple(betas), optimizer
         self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
-        self.averages: list[tuple[nn.Parameter, nn.Parameter]] = []  # average and what it is of
         self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
         self.noises_per_clip = noises_per_clip
         self.parts: list[Tensor] = []  # what the parts of the step in hand gave
@@ -123,8 +123,7 @@ class Denoising(NormClipping, L.LightningModule):
                 self.model.materialise(self.backbone)
         averaged = self.ema_decay > 0 if averaged is None else averaged
         if averaged and not self.ema:  # after sharding: copies of sharded parameters are sharded alike
-            for name, p in self.trained():
-                self.ema[name.replace(".", "/")] = nn.Parameter(p.detach().clone(), requires_grad=False)
+            self.begin_average()
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trainable parameters of the backbone: what is averaged and exported."""
@@ -352,46 +351,6 @@ class Denoising(NormClipping, L.LightningModule):
         told = torch.zeros_like(condition.latent)
         told[:, 0] = latent[:, -1]
         return replace(condition, latent=told, known=known), video
-
-    # -- the average of the weights ----------------------------------------------------------------------------
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if hasattr(self.backbone, "constrain"):  # weights that have a range
-            self.backbone.constrain()
-        if self.ema:
-            self.update_average()
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """One step of the average; early ones average over what there is (decay (1+n)/(10+n), as TensorFlow's EMA)."""
-        n = self.global_step
-        decay = min(self.ema_decay, (1 + n) / (10 + n))
-        if not self.averages:  # walking the modules for their names costs more than averaging a small network
-            self.averages = [(self.ema[name.replace(".", "/")], p) for name, p in self.trained()]
-        averages, trained = zip(*self.averages)
-        torch._foreach_lerp_(list(averages), list(trained), 1 - decay)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the backbone has its averaged weights; a no-op without EMA."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:  # in place: FSDP2 keeps views of its shards
-        if self.ema:
-            from timelapse.sharding import reshard
-
-            reshard(self.backbone)
-            for name, p in self.trained():
-                average = self.ema[name.replace(".", "/")]
-                held = p.detach().clone()
-                p.copy_(average)
-                average.copy_(held)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
