@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from distributed import fit_on  # noqa: E402
+from distributed import ends_of, fit_on  # noqa: E402
 from small import small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest  # noqa: E402
@@ -156,6 +157,22 @@ def test_killed_at_random_on_one_or_two_processes_no_clip_is_seen_twice_or_misse
         kills += 1
     assert kills >= 1
     assert_same(alone, folder)
+
+
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_loss_that_is_no_number_on_one_process_ends_all_of_them(place, trainer):
+    """Else the others would wait in a collective until they time out."""
+
+    def prepare(rank, run):
+        made = run.module.prepare
+        broken = lambda batch: {**batch, "mean": batch["mean"] * (float("nan") if run.module.global_step else 1)}
+        run.module.prepare = lambda batch, names: made(broken(batch) if rank else batch, names)
+
+    folder = place / f"nan-{trainer}"
+    ends_of(2, folder, f"trainer={trainer}", "train.steps=3", "dataset.size=8", prepare=prepare)
+    said = [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
+    clips = [re.search(r"ValueError: .*norm nan at step 1, clips (\S+), (\S+);", text).groups() for text in said]
+    assert len({*clips[0], *clips[1]}) == 4  # each names its own
 
 
 def test_one_diffusers_folder_comes_out_of_shards(alone, place):
