@@ -195,4 +195,5 @@ def test_a_camera_moves_over_some_clips_and_the_measure_of_it_agrees():
         wanted = (views[1, :2] - views[0, :2]) / (views[0, 2] + views[1, 2])  # in shares of what is seen
         if views[0, 2] == views[1, 2]:  # no zoom
             agreed.append((camera_path(video[None])[0] - wanted).abs().max())
+            assert 0.1 < wanted.norm() < 0.3
     assert len(agreed) >= 2 and max(agreed) < 0.04

@@ -10,11 +10,21 @@ MARGIN = 1.25  # the world is painted that much larger than what a moving camera
 
 
 def draw_views(generator: torch.Generator) -> Tensor:
-    """(2,3): what the camera sees at first and at last: centre (x, y) and half a side, the whole world being [-1,1]."""
-    side = 1 / MARGIN + (1 - 1 / MARGIN) * torch.rand(2, 1, generator=generator)
-    side[1] = torch.where(torch.rand((), generator=generator) < 0.5, side[0], side[1])  # pans alone as often as zooms
-    centre = (1 - side) * (2 * torch.rand(2, 2, generator=generator) - 1)
-    return torch.cat([centre, side], dim=1)
+    """(2,3): what the camera sees at first and at last: centre (x, y) and half a side, the whole world being [-1,1].
+
+    One in three clips zooms, in or out, by half of MARGIN's room or more; the others pan, in any direction, from
+    somewhere on one side of the world to somewhere on the other.
+    """
+    near, u = 1 / MARGIN, lambda *size: torch.rand(size, generator=generator)
+    if u() < 1 / 3:
+        views = torch.stack([torch.zeros(3), torch.zeros(3)])
+        views[:, 2] = torch.stack([torch.ones(()), 1 - (1 - near) * (1 + u()) / 2])
+        views[1, :2] = (1 - views[1, 2]) * (2 * u(2) - 1)
+        return views if u() < 0.5 else views.flip(0)
+    angle = 2 * torch.pi * u()
+    way = torch.stack([angle.cos(), angle.sin()]) * (1 - near)
+    ends = torch.stack([-way * (0.5 + u() / 2), way * (0.5 + u() / 2)])
+    return torch.cat([ends, torch.full((2, 1), near)], dim=1)
 
 
 def seen(video: Tensor, views: Tensor, height: int, width: int) -> Tensor:
