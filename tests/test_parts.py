@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -169,3 +170,19 @@ def test_parts_that_do_not_fit_each_other_are_refused_at_the_start(tmp_path, pic
     a, b = pictures
     with pytest.raises(ValueError, match=said):
         check(tmp_path, *[option.format(a=a, b=b) for option in typed])
+
+
+def test_footage_that_moved_is_not_encoded_again(tmp_path):
+    from small import small_run
+
+    from timelapse.dataset.write import write_video
+
+    (tmp_path / "here").mkdir()
+    write_video(tmp_path / "here" / "a.mp4", torch.rand(12, 3, 32, 32) * 2 - 1)
+    typed = ["dataset=clips", "dataset.val_share=0", "dataset.fractions=[1.0]", "dataset.windows=1"]
+    typed += [f"dataset.index={tmp_path}/index.json", "train.validation_clips=1"]
+    typed += [f"paths.cache={tmp_path}/cache"]
+    find = lambda root: small_run(root / "run", *typed, f"dataset.root={root}").validation_clips.folder
+    before = find(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert find(tmp_path / "there") == before and len(list((tmp_path / "cache").iterdir())) == 1

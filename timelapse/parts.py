@@ -178,7 +178,9 @@ class Run:
             return dataset
         from timelapse.cache import cached
 
-        spec = {"dataset": OmegaConf.to_container(self.cfg.dataset), "split": split}
+        places = ("root", "index", "check") if hasattr(dataset, "fingerprint") else ()  # files speak for themselves
+        made_by = {k: v for k, v in OmegaConf.to_container(self.cfg.dataset).items() if k not in places}
+        spec = {"dataset": made_by, "split": split}
         pixels = split == "val" or getattr(self.conditioning, "reads_pixels", True)  # samples are held against them
         root = self.cfg.paths.cache  # a folder, or what fsspec opens
         store = self.cfg.cache.pixels and split == "train"
