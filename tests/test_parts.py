@@ -182,7 +182,7 @@ def test_footage_that_moved_is_not_encoded_again(tmp_path):
     typed = ["dataset=clips", "dataset.val_share=0", "dataset.fractions=[1.0]", "dataset.windows=1"]
     typed += [f"dataset.index={tmp_path}/index.json", "train.validation_clips=1"]
     typed += [f"paths.cache={tmp_path}/cache"]
-    find = lambda root: small_run(root / "run", *typed, f"dataset.root={root}").validation_clips.folder
+    find = lambda root: small_run(tmp_path / f"run-{root.name}", *typed, f"dataset.root={root}").validation_clips.folder
     before = find(tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     assert find(tmp_path / "there") == before and len(list((tmp_path / "cache").iterdir())) == 1
