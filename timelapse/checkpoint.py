@@ -93,7 +93,7 @@ def reason(error: BaseException) -> str:
 
 def on_cpu(state: Any) -> Any:
     """A copy that training does not change: sharded tensors stay sharded, each process holds its part."""
-    copy = lambda x: x.detach().clone() if x.device.type == "cpu" else x.detach().to("cpu")
+    copy = lambda x: x.detach().to("cpu", copy=True)  # torchao's 8-bit moments know no clone
     return tree_map_only(torch.Tensor, copy, state)
 
 
