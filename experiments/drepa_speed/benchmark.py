@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
     parser.add_argument("--width", type=int, nargs="*", default=WIDTHS)
     parser.add_argument("--case", choices=CASES, help="measure one case in this process and print its JSON")
-    parser.add_argument("--out", type=Path, help="keep the rows in this JSON file; what it holds already is not run again")  # noqa: E501
+    parser.add_argument(
+        "--out", type=Path, help="keep the rows in this JSON file; what it holds already is not run again"
+    )  # noqa: E501
     args = parser.parse_args()
     if args.case:
         print(json.dumps(measure(args.case, args.tokens[0], args.width[0])))
