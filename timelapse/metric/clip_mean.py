@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -31,13 +33,13 @@ class ClipMean(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
 
+    @abstractmethod
     def per_clip(self, **clips: Tensor | None) -> Tensor:
         """(B,) numbers, NaN where the metric does not apply.
 
         Always called with video, truth, known, given and mask as in `update`, and features (B,T,D) or None; a
         subclass names those that it reads and swallows the others in `**_`.
         """
-        raise NotImplementedError
 
     def update(
         self,
