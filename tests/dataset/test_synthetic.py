@@ -174,6 +174,7 @@ def test_flicker_changes_the_light_of_whole_frames_only():
         (dict(processes=("rose",)), "dataset.processes"),
         (dict(failure="blur"), "dataset.failure"),
         (dict(frames=0), "frames"),
+        (dict(span=[0.6, 0.3]), "dataset.span"),
     ],
 )
 def test_mistakes_are_named(kwargs, word):
@@ -197,3 +198,14 @@ def test_a_camera_moves_over_some_clips_and_the_measure_of_it_agrees():
             agreed.append((camera_path(video[None])[0] - wanted).abs().max())
             assert 0.1 < wanted.norm() < 0.3
     assert len(agreed) >= 2 and max(agreed) < 0.04
+
+
+def test_a_span_shows_a_part_of_the_process_from_any_moment_on():
+    """The subject is the same one; what some clips end with, others begin with."""
+    whole, part = Synthetic(size=64), Synthetic(size=64, span=[0.35, 0.6])
+    stages = torch.stack([part.clean_stage(i) for i in range(64)])
+    share = stages[:, -1] - stages[:, 0]
+    assert (stages.diff(dim=1) > 0).all() and stages.min() >= 0 and stages.max() <= 1
+    assert 0.35 - 1e-6 <= share.min() < 0.4 and 0.55 < share.max() <= 0.6 + 1e-6
+    assert stages[:, 0].max() > 0.5 > stages[:, -1].min()
+    assert part.identity(3) == whole.identity(3)

@@ -24,7 +24,8 @@ class Synthetic(Dataset):
 
     size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
-    None. camera: share of clips over which a camera pans or zooms; the others have one at rest.
+    None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
+    share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -42,6 +43,7 @@ class Synthetic(Dataset):
         failure: str | None = None,
         split: str = "train",
         camera: float = 0.0,
+        span: Sequence[float] | None = None,
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
@@ -62,7 +64,12 @@ class Synthetic(Dataset):
         self.size, self.frames, self.height, self.width = size, frames, height, width
         if not 0 <= camera <= 1:
             raise ValueError(f"synthetic: dataset.camera={camera} is a share of clips, 0..1, e.g. 0.5")
-        self.seed, self.failure, self.split, self.camera = seed, failure, split, camera
+        if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1] <= 1):
+            raise ValueError(
+                f"synthetic: dataset.span={list(span)} is the least and largest share of a process that a clip shows, "
+                f"0..1, e.g. [0.3,0.6]"
+            )
+        self.seed, self.failure, self.split, self.camera, self.span = seed, failure, split, camera, span
 
     def __len__(self) -> int:
         return self.size
@@ -88,9 +95,14 @@ class Synthetic(Dataset):
         return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
 
     def clean_stage(self, index: int) -> Tensor:
-        """(T,) strictly increasing progress from U(0, 0.15) to U(0.8, 1), at an uneven pace."""
+        """(T,) strictly increasing progress at an uneven pace: from U(0, 0.15) to U(0.8, 1), or over a part of `span`."""
         start, end, pace, ease = torch.rand(4, generator=self._draw(index, "stage")).tolist()
-        start, end = 0.15 * start, 0.8 + 0.2 * end
+        if self.span is None:
+            start, end = 0.15 * start, 0.8 + 0.2 * end
+        else:
+            share = self.span[0] + end * (self.span[1] - self.span[0])
+            start = start * (1 - share)
+            end = start + share
         time = torch.linspace(0, 1, self.frames)
         path = time ** math.exp(0.8 * (pace - 0.5))
         path = path + 0.6 * ease * (path * path * (3 - 2 * path) - path)
