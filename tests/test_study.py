@@ -35,10 +35,12 @@ def main(cfg):
         f.write("x")
     if cfg.x == 2 and cfg.seed == 2:
         raise ValueError("x is 2 at seed 2")
-    values = {"subject_consistency": cfg.x + 0.01 * cfg.seed, "morphing_degree": 0.5 + 0.1 * cfg.seed}
+    if "fit" not in cfg.stages:
+        assert (Path(cfg.ckpt) / "ran").exists()
+    values = {"subject_consistency": cfg.z + cfg.x + 0.01 * cfg.seed, "morphing_degree": 0.5 + 0.1 * cfg.seed}
     metrics = {n: {"value": v, "n": 2, "higher_is_better": True} for n, v in values.items()}
     (out / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
-    mark_finished(out, cfg.stages)
+    mark_finished(out, cfg.stages, list(HydraConfig.get().overrides.task))
 main()
 """
 CONFIG = """
@@ -46,11 +48,13 @@ defaults: [_self_, {override hydra/launcher: process}]
 name: app
 x: 1
 y: 0
+z: 0
 seed: 0
+ckpt: null
 stages: [fit]
 hydra:
-  run: {dir: "runs/${name}/${x}-${y}-${seed}"}
-  sweep: {dir: runs, subdir: "${name}/${x}-${y}-${seed}"}
+  run: {dir: "runs/${name}/${x}-${y}-${z}-${seed}"}
+  sweep: {dir: runs, subdir: "${name}/${x}-${y}-${z}-${seed}"}
   launcher: {module: app, max_parallel: 2}
 """
 STUDY = """
@@ -60,7 +64,10 @@ about: A small study.
 study:
   seeds: [0, 1, 2]
   common: [y=1]
-  rows: {one: [x=1], two: [x=2]}
+  rows:
+    one: [x=1]
+    two: [x=2]
+    two_otherwise: {sampled_from: two, overrides: [z=3]}
   findings:
     - {claim: two is larger, better: two, than: one}
     - {claim: one is larger, better: one, than: two}
@@ -79,17 +86,23 @@ def test_a_study_runs_its_rows_and_ends_in_a_table_and_a_page(tmp_path: Path):
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     for times in (1, 2):
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 1, done.stdout + done.stderr  # one of six jobs failed, and it says so
-        for job in ("1-1-0", "1-1-1", "1-1-2", "2-1-0", "2-1-1"):
+        assert done.returncode == 1, done.stdout + done.stderr  # one of nine jobs failed, and one for want of it
+        for job in ("1-1-0-0", "1-1-0-1", "1-1-0-2", "2-1-0-0", "2-1-0-1", "2-1-3-0", "2-1-3-1"):
             assert (tmp_path / f"runs/app/{job}/ran").read_text() == "x"  # finished: not run again
-        assert len((tmp_path / "runs/app/2-1-2/ran").read_text()) == times  # failed: tried again
-    out = tmp_path / "runs/small/1-0-0"
+        assert len((tmp_path / "runs/app/2-1-0-2/ran").read_text()) == times  # failed: tried again
+    out = tmp_path / "runs/small/1-0-0-0"
     table = (out / "table.md").read_text()
     assert "| one | 3 | 1.010 ± 0.0100 | 0.600 ± 0.100 |" in table
     assert "| two | 2 (1 failed) | 2.005 ± 0.0071 | 0.550 ± 0.0707 |" in table
+    assert "| two_otherwise | 2 (1 failed) | 5.005 ± 0.0071 |" in table
     assert "**two is larger**: shows" in table and "**one is larger**: does not show" in table
     page = (out / "report.html").read_text()
-    assert "x is 2 at seed 2" in page and "A small study." in page and "python -m timelapse.run +study=small" in page
+    assert (
+        "x is 2 at seed 2" in page
+        and "two, whose training this samples, failed" in page
+        and "A small study." in page
+        and "python -m timelapse.run +study=small" in page
+    )
 
 
 def test_later_overrides_win_and_seeds_go_round_first():
@@ -101,6 +114,15 @@ def test_later_overrides_win_and_seeds_go_round_first():
         expand(study, ["seed=1"])
     with pytest.raises(ValueError, match="rows"):
         expand({"seeds": [0]}, [])
+
+
+def test_a_row_sampled_from_another_has_its_overrides_and_does_not_train():
+    rows = {"a": ["+experiment=p", "y=2"], "b": {"sampled_from": "a", "overrides": ["z=3"]}}
+    asked = lambda *typed: expand({"seeds": [0], "rows": rows}, typed)[1][2]
+    assert asked() == ["+experiment=p", "y=2", "z=3", "stages=[sample,evaluate,report]", "seed=0"]
+    assert "stages=[sample,evaluate]" in asked("stages=[fit,sample,evaluate]")
+    with pytest.raises(ValueError, match="no row that is trained"):
+        expand({"seeds": [0], "rows": {"b": {"sampled_from": "c", "overrides": []}}}, [])
 
 
 def test_under_slurm_the_jobs_of_a_study_are_as_large_as_the_trainer_that_was_typed():

@@ -31,19 +31,34 @@ def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, 
     """(row, seed, overrides) of every job, all rows of a seed before the next.
 
     A later override of the same key takes the place of an earlier one: common, then the row's, then what was
-    typed beside `+study=`. ValueError when a seed is typed, or a row has a name that could not be a file name.
+    typed beside `+study=`. A row `{sampled_from: other, overrides: [...]}` is the other's training sampled in another
+    way: it has the other's overrides too, and every stage but `fit`. ValueError when a seed is typed, or a row has a
+    name that could not be a file name.
     """
     typed = [o for o in typed if key_of(o).split(".")[0] not in OF_THE_STUDY]
     if any(key_of(o) == "seed" for o in typed):
         raise ValueError("a study sets the seed of each of its jobs; type 'study.seeds=[0,1,2]' instead of seed=")
     if not study.get("rows") or not study.get("seeds"):
         raise ValueError("a study needs rows (name: [overrides]) and seeds; see conf/study/drepa_ablation.yaml")
-    jobs = []
+    rows, jobs = study["rows"], []
+    for name, source in sources(rows).items():
+        if source not in rows or isinstance(rows[source], dict):
+            raise ValueError(f"study.rows.{name} is sampled from {source!r}, which is no row that is trained")
     for seed in study["seeds"]:
-        for row, own in study["rows"].items():
+        for row, own in rows.items():
+            sampled = isinstance(own, dict)
+            own = [*rows[own["sampled_from"]], *own["overrides"]] if sampled else own
             chosen = {key_of(o): o for o in [*(study.get("common") or []), *own, *typed]}
+            if sampled:
+                asked = chosen.get("stages", "stages=[sample,evaluate,report]").partition("=")[2].strip("[]")
+                chosen["stages"] = f"stages=[{','.join(s for s in asked.split(',') if s.strip() != 'fit')}]"
             jobs.append((row, int(seed), [*chosen.values(), f"seed={seed}"]))
     return jobs
+
+
+def sources(rows: dict[str, Any]) -> dict[str, str]:
+    """Of the rows that are not trained themselves: whose training they sample."""
+    return {name: row["sampled_from"] for name, row in rows.items() if isinstance(row, dict)}
 
 
 def key_of(override: str) -> str:
@@ -83,19 +98,18 @@ def run_study(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     study = OmegaConf.to_container(cfg.study, resolve=True)
     jobs = expand(study, hydra.overrides.task)
-    results = launch([overrides for _, _, overrides in jobs])
+    outcomes = run_jobs(jobs, sources(study["rows"]))
 
     from timelapse.report.run_files import read_run
     from timelapse.report.study_page import write_study
     from timelapse.report.study_table import Finding, Row
 
     rows = {name: Row(name) for name in study["rows"]}
-    for (name, seed, _), result in zip(jobs, results):
-        try:
-            _ = result.return_value  # a failed job raises what went wrong
-            rows[name].runs[seed] = read_run(result.hydra_cfg.hydra.runtime.output_dir)
-        except Exception as error:
-            rows[name].failed[seed] = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    for (name, seed), outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            rows[name].failed[seed] = (str(outcome).strip() or type(outcome).__name__).splitlines()[-1]
+        else:
+            rows[name].runs[seed] = read_run(outcome)
     path = write_study(
         list(rows.values()),
         hydra.runtime.output_dir,
@@ -110,6 +124,33 @@ def run_study(cfg: DictConfig) -> None:
     if failed:
         log.error(f"{failed} of {len(jobs)} jobs failed; the same command runs only those again")
         sys.exit(1)
+
+
+def run_jobs(
+    jobs: Sequence[tuple[str, int, list[str]]], sources: dict[str, str]
+) -> dict[tuple[str, int], str | Exception]:
+    """The run directory of every (row, seed), or what went wrong; rows sampled from others wait for those."""
+    outcomes: dict[tuple[str, int], str | Exception] = {name[:2]: RuntimeError("not run") for name in jobs}
+    for sampled in (False, True):
+        ready = []
+        for name, seed, overrides in jobs:
+            if (name in sources) != sampled:
+                continue
+            if sampled and not any(key_of(o) == "ckpt" for o in overrides):
+                source = outcomes[sources[name], seed]
+                if isinstance(source, Exception):
+                    outcomes[name, seed] = RuntimeError(f"{sources[name]}, whose training this samples, failed")
+                    continue
+                path = source.replace("\\", "\\\\").replace("'", "\\'")
+                overrides = [*overrides, f"ckpt='{path}'"]
+            ready.append((name, seed, overrides))
+        for (name, seed, _), result in zip(ready, launch([job[2] for job in ready]) if ready else []):
+            try:
+                _ = result.return_value  # a failed job raises what went wrong
+                outcomes[name, seed] = result.hydra_cfg.hydra.runtime.output_dir
+            except Exception as error:
+                outcomes[name, seed] = error
+    return outcomes
 
 
 def study_page(run_dirs: Sequence[Path | str], out: Path | str, title: str = "Comparison") -> Path:

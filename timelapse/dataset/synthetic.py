@@ -95,7 +95,7 @@ class Synthetic(Dataset):
         return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
 
     def clean_stage(self, index: int) -> Tensor:
-        """(T,) strictly increasing progress at an uneven pace: from U(0, 0.15) to U(0.8, 1), or over a part of `span`."""
+        """(T,) strictly increasing progress at an uneven pace, from U(0, 0.15) to U(0.8, 1) or over `span`."""
         start, end, pace, ease = torch.rand(4, generator=self._draw(index, "stage")).tolist()
         if self.span is None:
             start, end = 0.15 * start, 0.8 + 0.2 * end
