@@ -35,10 +35,13 @@ def test_rows_are_the_papers_variants():
     assert reverse["without_rotation"]["train"] == ["to_q", "to_k", "to_v", "to_out.0"]
     assert reverse["without_rotation"]["rotate"] == "none"
     assert reverse["without_finetuning"] == {"train": [], "rotate": "up", "delta": None}
+    assert reverse["ours_linear"] == reverse["ours"] and table["ours_linear"]["sampler"]["weights"] == "linear"
+    assert "fit" in table["ours"]["stages"] and "fit" not in table["ours_linear"]["stages"]
     assert reverse["time_reversal"] is None and "fit" not in table["time_reversal"]["stages"]
     targets = {row: cfg["sampler"]["_target_"].rsplit(".", 1)[1] for row, cfg in table.items()}
     assert targets == {
         "ours": "DualDirectional",
+        "ours_linear": "DualDirectional",
         "without_rotation": "DualDirectional",
         "without_finetuning": "DualDirectional",
         "time_reversal": "TimeReversal",

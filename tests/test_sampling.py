@@ -154,7 +154,10 @@ def test_bad_input_is_said_before_anything_is_trained(picture, override, message
 
 def test_cogvideox_can_be_led_too_and_a_sampler_without_a_start_cannot(picture):
     import sys
+    import warnings
     from pathlib import Path
+
+    from timelapse.evaluation import evaluate_run
 
     sys.path.insert(0, str(Path(__file__).parent))
     from small import small_run
@@ -165,6 +168,9 @@ def test_cogvideox_can_be_led_too_and_a_sampler_without_a_start_cannot(picture):
     sample_input(made)
     assert len(video(made)) == 9
     assert made.cfg.sampler.start.reference.schedule == "scaled_linear"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # torchmetrics': of real clips, which there are none of
+        evaluate_run(made)
 
 
 def test_clips_of_several_shapes_go_through_all_stages(tmp_path, monkeypatch):

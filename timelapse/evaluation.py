@@ -33,7 +33,9 @@ def evaluate_run(run: Any) -> float | None:
     metrics = build_all(run.cfg.metric)
     bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
     numbers, per_clip = evaluate(metrics, bar, alone=True)
-    real, _ = evaluate(metrics, truths(folder, list(chosen)), alone=True)  # what SC and MD of the real clips are
+    real: dict[str, float] = {}  # what SC and MD of the real clips are, where there are any
+    if any((folder / f"{key}.truth.mkv").exists() for key in chosen):
+        real, _ = evaluate(metrics, truths(folder, list(chosen)), alone=True)
     n = {name: numbers.get(f"{name}_n") for name in metrics}
     write_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
     write_json(
