@@ -43,6 +43,23 @@ def test_the_command_pins_pairs_and_the_dataset_serves_the_truth_between(footage
     assert data[1]["video"].shape == (4, 3, 8, 8) and data[1]["seconds"].tolist() == [0, 2, 4, 6]
 
 
+def test_of_davis_one_resolution_is_taken_and_no_mask(tmp_path):
+    davis, flat = tmp_path / "DAVIS", tmp_path / "flat"
+    shown = [davis / "JPEGImages" / size / clip for size in ("1080p", "480p") for clip in ("bear", "swan")]
+    masks = [davis / "Annotations" / size / clip for size in ("1080p", "480p") for clip in ("bear", "swan")]
+    for folder in (*shown, *masks, flat / "JPEGImages" / "cat", flat / "Annotations" / "cat"):
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.new("RGB", (4, 4)).save(folder / f"{k:05d}.{'png' if 'Annotations' in folder.parts else 'jpg'}")
+    keys = lambda root: [row["key"] for row in find(root, 3)[0]]
+    at_480p = ["JPEGImages-480p-bear-00000", "JPEGImages-480p-swan-00000"]
+    assert keys(davis) == at_480p and keys(davis / "JPEGImages") == [key.removeprefix("JPEGImages-") for key in at_480p]
+    assert keys(davis / "JPEGImages" / "1080p") == ["bear-00000", "swan-00000"]
+    assert keys(flat) == ["JPEGImages-cat-00000"]  # without a folder of the resolution
+    assert keys(tmp_path) == [*(f"DAVIS-{key}" for key in at_480p), "flat-JPEGImages-cat-00000"]
+    assert find(davis, 3)[1] == []
+
+
 def test_what_is_wrong_is_said(footage_dir, tmp_path):
     rows, skipped = find(footage_dir, 9)
     assert [row["key"] for row in rows] == ["clip-00000"]

@@ -26,10 +26,16 @@ PICTURES = {".jpg", ".jpeg", ".png"}
 def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Rows of the list, and what was left out with its reason.
 
-    A source is a video, or a folder of numbered pictures (DAVIS: JPEGImages/480p/NAME/00000.jpg). `each` pairs of one
-    source start evenly spread over it. A row: key, file or frames (paths under root), first and last frame.
+    A source is a video, or a folder of numbered pictures. `each` pairs of one source start evenly spread over it. A
+    row: key, file or frames (paths under root), first and last frame.
+
+    DAVIS: of the pictures beside and under JPEGImages only one resolution is taken, 480p where it is there, never the
+    masks (Annotations). For another one give its folder as root: DAVIS/JPEGImages/Full-Resolution.
     """
     folders = sorted({p.parent for p in root.rglob("*") if p.suffix.lower() in PICTURES})
+    for images in {p for p in (root, *root.rglob("JPEGImages")) if p.name == "JPEGImages"}:
+        data, taken = images if images == root else images.parent, one_resolution(images)
+        folders = [f for f in folders if f.is_relative_to(taken) or not f.is_relative_to(data)]
     videos = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     rows, skipped = [], []
     for source in (*videos, *folders):
@@ -51,6 +57,12 @@ def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]]
             key = f"{'-'.join(Path(name).with_suffix('').parts) or root.name}-{first:05d}"
             rows.append({"key": key, **what, "first": first, "last": first + distance})
     return rows, skipped
+
+
+def one_resolution(images: Path) -> Path:
+    """480p under a JPEGImages folder, else the first folder in it that has folders of clips; else itself."""
+    found = [f for f in images.iterdir() if any(c.is_dir() for c in f.glob("*"))]
+    return min(found, key=lambda f: (f.name != "480p", f.name), default=images)
 
 
 def by_number(path: Path) -> list[tuple[int, int, str]]:
