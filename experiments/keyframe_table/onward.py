@@ -53,7 +53,9 @@ def main(clips: int, sheet: str | None, overrides: list[str]) -> None:
         rows += [truth[0, ::3], torch.cat([truth[0, frames - 1 : frames].expand(4, -1, -1, -1), made[0, ::3]])]
     went = torch.tensor(went, dtype=torch.float32)
     print(f"frames gone in {frames - 1}: {went.mean():+.1f} (standard deviation {went.std():.1f}), {clips} clips")
-    print(f"on {(went > 1).float().mean():.2f}, still {(went.abs() <= 1).float().mean():.2f}, back {(went < -1).float().mean():.2f}")
+    print(
+        f"on {(went > 1).float().mean():.2f}, still {(went.abs() <= 1).float().mean():.2f}, back {(went < -1).float().mean():.2f}"
+    )
     if sheet:
         picture = torch.cat([torch.cat(list(row), 2) for row in rows[:16]], 1)
         Image.fromarray(((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, quality=85)

@@ -8,6 +8,7 @@ import torch
 from timelapse.metric.frame_features import efficientnet_lite0, video_features
 from timelapse.metric.subject_consistency import (
     SubjectConsistency,
+    SubjectConsistencyFirst,
     SubjectConsistencyMin,
     subject_consistency,
 )
@@ -52,3 +53,18 @@ def test_the_mean_hides_a_cut_that_the_minimum_shows():
     mean.update(cut)
     worst.update(cut)
     torch.testing.assert_close(1 - mean.compute(), (1 - worst.compute()) / 15, rtol=1e-3, atol=1e-5)
+
+
+def test_a_slow_drift_is_hidden_from_neighbours_and_seen_from_the_first_frame():
+    """12 frames, each turned by 0.1 rad from the one before."""
+    angle = 0.1 * torch.arange(12)
+    features = torch.stack([angle.cos(), angle.sin()], -1)[None]
+    net = efficientnet_lite0(32)
+    value = lambda metric: metric.per_clip(features=features).item()
+    assert value(SubjectConsistency(net)) == pytest.approx(math.cos(0.1), abs=1e-6)
+    assert value(SubjectConsistencyFirst(net, 2)) == pytest.approx((math.cos(1.0) + math.cos(1.1)) / 2, abs=1e-6)
+    whole = sum(math.cos(0.1 * t) for t in range(1, 12)) / 11
+    assert value(SubjectConsistencyFirst(net)) == pytest.approx(whole, abs=1e-6)
+    assert value(SubjectConsistencyFirst(net, 100)) == pytest.approx(whole, abs=1e-6)  # frame 0 is not compared to itself
+    with pytest.raises(ValueError, match="frames=0"):
+        SubjectConsistencyFirst(net, 0)
