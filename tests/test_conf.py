@@ -41,6 +41,16 @@ def test_every_experiment_composes_at_its_scales(experiment, scale):
     assert cfg["model"]["_target_"].startswith("timelapse.")
 
 
+def test_the_published_weights_are_run_as_the_public_code_runs_them():
+    cfg = resolved("+experiment=consisti2v_published")
+    paper = resolved("+experiment=consisti2v_published", "scale=paper")
+    assert cfg == paper  # there is no smaller one: 17 frames of 64x64 are the tiny model's
+    assert cfg["video"] == {"frames": 16, "height": 256, "width": 256}
+    assert (cfg["sampler"]["steps"], cfg["sampler"]["guidance"]) == (50, 7.5)
+    assert (cfg["noise"]["alpha"], cfg["conditioning"]["dropout"], cfg["sampler"]["null_frame"]) == (1.0, 0.1, "start")
+    assert resolved("+experiment=consisti2v_published", "scale=tiny")["video"] == cfg["video"]
+
+
 @pytest.mark.parametrize(
     "experiment, made",
     {
