@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import VideoMAEConfig, VideoMAEModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
 from timelapse.cache import Store, cached, digest, fingerprint, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
+from timelapse.encoder.videomae import VideoMAE  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
 
@@ -125,6 +127,25 @@ def test_other_weights_or_other_clips_are_another_cache(run, tmp_path):
         run.model.codec.vae.decoder.conv_out.conv.bias -= 1e-3
     spec = cached(run.dataset("train"), tmp_path, {"spec": 2}, run.model, None, torch.device("cpu"))
     assert spec.folder not in (first, other)
+
+
+def test_other_numbers_around_the_same_weights_are_another_cache(run, tmp_path, small_cogvideox):
+    """They change latents and features, and no weight tells them."""
+    config = VideoMAEConfig(
+        image_size=16, patch_size=8, num_frames=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8,
+    )  # fmt: skip
+    network = VideoMAEModel(config)
+    sizes = [fingerprint(VideoMAE(network, "a", size=(side, 16))) for side in (16, 24)]
+    assert sizes[0] != sizes[1] and sizes[0] == fingerprint(VideoMAE(network, "b", "c"))
+    vaes = [{}, {"scaling_factor": 0.5}, {"norm_num_groups": 4}, {"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}]
+    codecs = [small_cogvideox(vae=vae).codec for vae in vaes] + [small_cogvideox(vae_tiling=True).codec]
+    assert len({fingerprint(codec) for codec in codecs}) == len(codecs)
+    plain = codecs[0]
+    before = fingerprint(plain)
+    plain.moments(torch.zeros(1, 17, 3, 32, 32))
+    assert fingerprint(plain.train()) == before == fingerprint(small_cogvideox().codec)
+    assert build(small_run(tmp_path / "a", "model.vae_tiling=true"), tmp_path).folder != build(run, tmp_path).folder
 
 
 def test_a_fingerprint_is_of_every_bit_whatever_the_type():
