@@ -226,5 +226,5 @@ def _forward(frames: Iterator[av.VideoFrame], wanted: int) -> av.VideoFrame | No
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """(H,W,3) uint8, turned upright as the file asks."""
-    picture = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90)) if frame.rotation else picture
+    picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    return np.ascontiguousarray(picture)  # since PyAV 18 also for rows that it pads
