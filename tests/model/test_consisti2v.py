@@ -14,7 +14,7 @@ from timelapse.model import consisti2v_published as published
 from timelapse.model.consisti2v import ConsistI2V
 from timelapse.process import Process
 from timelapse.randomness import keyed
-from timelapse.sampler.init import FrameInit
+from timelapse.sampler.init import FrameInit, grow, mix
 from timelapse.sampler.integrate import ddim
 from timelapse.sampler.standard import Standard
 from timelapse.types import Condition
@@ -200,7 +200,8 @@ def checkpoint(tmp_path_factory) -> Path:
 def public() -> dict[str, torch.Tensor]:
     """What TIGER-AI-Lab/ConsistI2V (152102b, diffusers 0.21.4) made of those weights and of `draw`'s numbers:
     `eps` of its network; latents of its pipeline in 4 steps, guidance 2, for guidance by text without and with
-    FrameInit, and by text and image (1.5)."""
+    FrameInit, and by text and image (1.5); `noise_*`, what `prepare_latents` made of its two draws, `_first` and
+    `_own`."""
     return load_file(Path(__file__).with_name("consisti2v_public.safetensors"))
 
 
@@ -229,6 +230,18 @@ def test_same_latents_as_the_public_pipeline(checkpoint, public, name, image, st
     ours = sampler(model, c, draw("negative", 2, 7, 24), z())
     scale = public[name].std().item()
     torch.testing.assert_close(ours / scale, public[name] / scale, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+def test_same_mixed_noise_as_the_public_pipeline_of_the_same_draws(public, alpha):
+    theirs, shared, own = (public[f"noise_mixed_{alpha}{draw}"] for draw in ("", "_first", "_own"))
+    torch.testing.assert_close(mix(shared, own, alpha), theirs, rtol=0, atol=1e-6)
+
+
+def test_same_progressive_noise_as_the_public_pipeline_of_the_same_draws(public):
+    theirs, first, own = (public[f"noise_progressive_2.0{draw}"] for draw in ("", "_first", "_own"))
+    own = torch.cat([first[:, :1], own[:, 1:]], dim=1)  # it draws a whole clip of which it keeps frame 0
+    torch.testing.assert_close(grow(own, 2.0), theirs, rtol=0, atol=1e-6)
 
 
 def test_published_names_there_and_back():

@@ -28,8 +28,7 @@ def mixed(
 
     Source: PYoCo's mixed noise (Ge et al. 2023, arXiv:2305.10474, section 4.1). alpha = 0 is independent noise.
     """
-    shared = randn((1, *shape[1:]), generators, device)
-    return _keep(alpha) * shared + _add(alpha) * randn(shape, generators, device)
+    return mix(randn((1, *shape[1:]), generators, device), randn(shape, generators, device), alpha)
 
 
 def progressive(
@@ -42,7 +41,16 @@ def progressive(
 
     Source: PYoCo's progressive noise (arXiv:2305.10474, section 4.1), where alpha = 2 was best.
     """
-    own = randn(shape, generators, device)
+    return grow(randn(shape, generators, device), alpha)
+
+
+def mix(shared: Tensor, own: Tensor, alpha: float) -> Tensor:
+    """Mixed noise (B,t,c,h,w) of one frame's draw (B,1,c,h,w) and the frames' own (B,t,c,h,w)."""
+    return _keep(alpha) * shared + _add(alpha) * own
+
+
+def grow(own: Tensor, alpha: float) -> Tensor:
+    """Progressive noise (B,t,c,h,w) of the frames' own draws; frame 0's stays as it is."""
     frames = [own[:, 0]]
     for frame in own[:, 1:].unbind(1):
         frames.append(_keep(alpha) * frames[-1] + _add(alpha) * frame)
