@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 import warnings
 from pathlib import Path
@@ -182,16 +183,22 @@ def export(run: Run) -> None:
 
 
 def ship(run: Run) -> None:
-    """Write the weights of a pretrain recipe to timelapse/assets, with their numbers."""
+    """Write the weights of a pretrain recipe to timelapse/assets, with their numbers and how they were made."""
     trained(run)
-    from timelapse.assets import add_numbers
+    from timelapse.assets import add_numbers, history
     from timelapse.callback.history import read_rows
 
-    files = run.module.ship(recipe=f"python -m timelapse.run +experiment={run.cfg.name}")
+    sources = run.cfg.model.get("weights")
+    names = sources.values() if isinstance(sources, DictConfig) else []
+    before = {name: history(name) for name in names}
+    local = ("paths.", "stages=", "trainer", "logger")
+    typed = [o for o in HydraConfig.get().overrides.task if not o.startswith(local)]
+    files = run.module.ship(recipe=shlex.join(["python", "-m", "timelapse.run", *typed]))
     rows = read_rows(run.checkpoint.parents[1] / "metrics.csv")
     held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}
     for file in files if isinstance(files, list) else [files]:
-        add_numbers(file, held_out | {"steps": int(rows[-1]["step"]) + 1 if rows else 0})
+        steps = {"steps": int(rows[-1]["step"]) + 1 if rows else 0}
+        add_numbers(file, held_out | steps, before.get(file.stem))
         log.info(f"shipped: {file}")
 
 

@@ -2,8 +2,8 @@
 
     python experiments/keyframe_table/onward.py [--clips 24] [--sheet X.webp] [overrides, e.g. dataset.span=null]
 
-Time reversal fusion (TRF) takes what the forward network makes of the last keyframe and plays it backwards, so a network
-that goes back from there, or stands still, does TRF's work for it; one that goes on pulls against the forward motion.
+Time reversal fusion (TRF) plays backwards what the forward network makes of the last keyframe, so a network that goes
+back from there, or stands still, does TRF's work for it; one that goes on pulls against the forward motion.
 Each clip of the world is painted on beyond its end (cars, walkers, balls: they can leave the picture), and a generated
 clip is told by how far along that longer truth its last frame lies, in frames: above 0 it went on, below 0 back.
 """
@@ -53,9 +53,8 @@ def main(clips: int, sheet: str | None, overrides: list[str]) -> None:
         rows += [truth[0, ::3], torch.cat([truth[0, frames - 1 : frames].expand(4, -1, -1, -1), made[0, ::3]])]
     went = torch.tensor(went, dtype=torch.float32)
     print(f"frames gone in {frames - 1}: {went.mean():+.1f} (standard deviation {went.std():.1f}), {clips} clips")
-    print(
-        f"on {(went > 1).float().mean():.2f}, still {(went.abs() <= 1).float().mean():.2f}, back {(went < -1).float().mean():.2f}"
-    )
+    on, back = (went > 1).float().mean(), (went < -1).float().mean()
+    print(f"on {on:.2f}, still {1 - on - back:.2f}, back {back:.2f}")
     if sheet:
         picture = torch.cat([torch.cat(list(row), 2) for row in rows[:16]], 1)
         Image.fromarray(((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, quality=85)

@@ -34,9 +34,20 @@ def save(name: str, state: dict[str, Tensor], card: dict) -> Path:
     return path
 
 
-def add_numbers(path: Path, numbers: dict[str, float]) -> None:
-    """Put what was measured onto a weight's card."""
+def add_numbers(path: Path, numbers: dict[str, float], after: list[str] | None = None) -> None:
+    """Put what was measured onto a weight's card; after: the commands that made the weights it was trained on from."""
     card_file = path.with_suffix(".json")
     card = json.loads(card_file.read_text())
     card["numbers"] = card.get("numbers", {}) | numbers
+    if after:
+        card["after"] = after
     card_file.write_text(json.dumps(card, indent=2) + "\n")
+
+
+def history(name: object) -> list[str]:
+    """The commands that made a shipped weight, the first one first; empty for anything else."""
+    card_file = FOLDER / f"{name}.json"
+    if not isinstance(name, str) or not card_file.is_file():
+        return []
+    card = json.loads(card_file.read_text())
+    return [*card.get("after", []), card["recipe"]]

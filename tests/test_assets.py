@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import json
+
+import torch
+
+from timelapse import assets
+
+
+def test_a_card_tells_every_command_that_made_a_weight(tmp_path, monkeypatch):
+    """Trained three times, each time from what was there."""
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    assert assets.history("net") == [] == assets.history(None)
+    for recipe in ("first", "second", "third"):
+        before = assets.history("net")
+        path = assets.save("net", {"w": torch.ones(2)}, {"config": {}, "recipe": recipe})
+        assets.add_numbers(path, {"steps": 1}, before)
+    assert assets.history("net") == ["first", "second", "third"]
+    assert json.loads((tmp_path / "net.json").read_text())["recipe"] == "third"
