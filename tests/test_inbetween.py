@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from timelapse import inbetween, sampling  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
-from timelapse.dataset.write import read_video  # noqa: E402
+from timelapse.dataset.write import read_video, write_video  # noqa: E402
 from timelapse.inbetween import chain, fill  # noqa: E402
 from timelapse.input import gaps_of  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
@@ -47,8 +47,9 @@ SMALL = [
 def small_run(folder: Path, *overrides: str, experiment: str = "svd_backward") -> Run:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         steps = [] if any("sampler=" in o for o in overrides) else ["sampler.steps=2", "sampler.recurrence=1"]
+        small = [o for o in SMALL if o != "dataset.size=4" or "dataset=pairs" not in overrides]
         cfg = compose(
-            "config", [f"+experiment={experiment}", *SMALL, f"paths.cache={folder}/cache", *overrides, *steps]
+            "config", [f"+experiment={experiment}", *small, f"paths.cache={folder}/cache", *overrides, *steps]
         )
     run = Run(frozen(cfg), folder)
     run.freeze()
@@ -161,6 +162,23 @@ def test_own_pictures_of_any_size_become_one_video(tmp_path, caplog):
     (video,) = (run.out / "samples").glob("*n00.mkv")
     assert len(read_video(video)) == 10
     evaluate(run)  # fidelity at the given places
+
+
+def test_pairs_of_footage_are_measured_on_and_never_trained_on(tmp_path):
+    still = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 8, 8)
+    write_video(tmp_path / "clip.mkv", still, lossless=True)
+    (tmp_path / "pairs.jsonl").write_text('{"key": "clip-0", "file": "clip.mkv", "first": 0, "last": 5}\n')
+    typed = ["dataset=pairs", f"dataset.list={tmp_path}/pairs.jsonl", f"dataset.root={tmp_path}"]
+    with pytest.raises(ValueError, match=r"stages=\[sample,evaluate,report\] ckpt=RUN_DIR") as error:
+        fit(small_run(tmp_path / "fit", *typed))
+    assert "\n" not in str(error.value)
+    run = small_run(tmp_path / "run", *typed, "stages=[sample,evaluate]")
+    run.check()
+    sample(run)
+    evaluate(run)
+    shown = read_video(tmp_path / "run" / "samples" / "clip-0.truth.mkv")
+    assert shown.float().flatten(1).mean(1).tolist() == pytest.approx([0, 102, 153, 255], abs=1)
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_baseline_without_a_network_opens_no_model_and_fills_no_cache(tmp_path):

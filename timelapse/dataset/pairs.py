@@ -74,13 +74,18 @@ class Pairs(Dataset):
     the truth between them is known.
 
     list: a file that this module's command wrote; paths in it are under `root`. Item: video (T,3,H,W) in [-1,1],
-    seconds (T,) of 1 a source frame (only their ratios mean something), caption, key. split is not used: nothing is
-    trained.
+    seconds (T,) of 1 a source frame (only their ratios mean something), caption, key. split: anything but train, which
+    is a ValueError: pairs are there to measure on.
     """
 
     def __init__(
         self, list: str, root: str, frames: int, height: int, width: int, split: str = "val", fit: str = "crop"
     ):
+        if split == "train":
+            raise ValueError(
+                "pairs are there to measure on, not to train on; add stages=[sample,evaluate,report] ckpt=RUN_DIR, or "
+                "train on another dataset"
+            )
         path = Path(list)
         if not path.is_file():
             raise FileNotFoundError(
