@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import pytest
 import torch
 
-from timelapse.dataset import failures
+from timelapse.dataset import failures, synthetic
 from timelapse.dataset.synthetic import Synthetic
 from timelapse.dataset.world import shape
 from timelapse.dataset.world.canvas import Canvas
@@ -209,3 +213,24 @@ def test_a_span_shows_a_part_of_the_process_from_any_moment_on():
     assert 0.35 - 1e-6 <= share.min() < 0.4 and 0.55 < share.max() <= 0.6 + 1e-6
     assert stages[:, 0].max() > 0.5 > stages[:, -1].min()
     assert part.identity(3) == whole.identity(3)
+
+
+def test_another_world_is_another_fingerprint(tmp_path):
+    """A cache of what was painted before a change must not answer for what is painted now."""
+    source = Path(synthetic.__file__)
+    shutil.copytree(
+        source.parent / "world", tmp_path / "dataset" / "world", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("synthetic.py", "failures.py"):
+        shutil.copy(source.parent / name, tmp_path / "dataset")
+    shutil.copy(source.parents[1] / "randomness.py", tmp_path)
+    spec = spec_from_file_location("copied", tmp_path / "dataset" / "synthetic.py")
+    spec.loader.exec_module(copied := module_from_spec(spec))
+    print_of = lambda: copied.Synthetic(size=1).fingerprint()
+    before = print_of()
+    assert before == Synthetic(size=3, seed=1).fingerprint()  # of the world; a clip's own numbers are in the config
+    for name in ("dataset/world/plants.py", "dataset/world/new.py", "randomness.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("X = 1\n")
+        assert print_of() != before
+        before = print_of()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -81,6 +83,12 @@ class Synthetic(Dataset):
 
     def key(self, index: int) -> str:
         return f"synthetic-{self.split}-{self.seed}-{index:06d}"
+
+    def fingerprint(self) -> str:
+        """Digest of the code that paints; the numbers of a clip are in the dataset's config."""
+        here = Path(__file__).parent
+        files = [here / "synthetic.py", here / "failures.py", here.parent / "randomness.py", *here.glob("world/*.py")]
+        return blake2b(b"".join(file.read_bytes() for file in sorted(files)), digest_size=8).hexdigest()
 
     def _draw(self, index: int, purpose: str) -> torch.Generator:
         return keyed("synthetic", self.seed, self.split, index, self.process(index), purpose)
