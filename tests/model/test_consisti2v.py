@@ -139,6 +139,20 @@ def test_only_the_mixing_weights_move_first_and_they_stay_in_range():
     assert {p.item() for p in gammas} == {0.0, 1.0}
 
 
+@torch.no_grad()
+def test_the_time_in_temporal_resnets_is_all_that_temporal_time_adds():
+    """On purpose unlike the public code, which builds that layer and never uses it."""
+    without, seeing = (make(gamma=0.5, temporal_time=on).backbone for on in (False, True))
+    own = seeing.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert own and all("temporal_resnets" in k and "time_emb_proj" in k for k in own)
+    t = torch.tensor([500, 100])
+    there = lambda: (seeing(z(), t, condition())[0] - without(z(), t, condition())[0]).abs().max()
+    assert there() > 1e-3
+    for name in own:
+        seeing.get_parameter(name).zero_()
+    assert there() == 0
+
+
 def test_checkpointing_and_taps_change_nothing():
     plain, saving = make(gamma=0.5).backbone, make(gamma=0.5, gradient_checkpointing=True).backbone
     t, c = torch.tensor([500, 100]), condition()
