@@ -265,6 +265,17 @@ def test_published_names_there_and_back():
     assert any("resnets.0.time_emb_proj" in n for n in there)  # the spatial ones' is used
 
 
+def test_published_mixing_weights_beside_their_range_are_brought_back(checkpoint, tmp_path):
+    state = load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    for name, value in (("conv3ds", 1.2), ("tempo_attns", -0.1)):
+        state[f"down_blocks.0.{name}.0.alpha"] = torch.tensor([value])
+    (tmp_path / "unet").mkdir()
+    save_file(state, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "unet" / "config.json").write_text((checkpoint / "unet" / "config.json").read_text())
+    block = make(**CODE, weights={"unet": str(tmp_path)}).backbone.down_blocks[0]
+    assert block.temporal_resnets[0].gamma.item() == 1 and block.temporal_attentions[0].gamma.item() == 0
+
+
 def test_published_weights_ask_for_what_they_were_made_with(checkpoint):
     with pytest.raises(ValueError, match=r"rope=half model\.temporal_time=false model\.process\.schedule=linear,"):
         _ = make(weights={"unet": str(checkpoint)}).backbone
@@ -323,6 +334,9 @@ def test_bad_input_is_one_clear_line():
         backbone(z(), t, condition(), taps=(5,))
     with pytest.raises(ValueError, match="cross_attention_dim=24"):
         make(text={**TEXT, "hidden_size": 16})
+    for gamma in (2, -0.1, "x"):
+        with pytest.raises(ValueError, match=rf"model\.gamma={gamma}; expected 0\.\.1"):
+            make(gamma=gamma)
     with pytest.raises(ValueError, match="temporal_heads=5"):
         _ = make(temporal_heads=5).backbone
 

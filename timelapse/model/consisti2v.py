@@ -83,6 +83,8 @@ class ConsistI2V:
                 f"consisti2v: unet.cross_attention_dim={unet['cross_attention_dim']} differs from "
                 f"text.hidden_size={text['hidden_size']}; make them equal"
             )
+        if not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
+            raise ValueError(f"consisti2v: model.gamma={gamma}; expected 0..1, the image network's share in the mix")
         self.numbers = {"unet": unet, "vae": vae, "text": text}
         self.process, self.weights, self.seed, self.align = process, weights, seed, align
         self.options = {
@@ -111,6 +113,11 @@ class ConsistI2V:
     def backbone(self) -> InflatedUNet:
         """The network to train. Under `torch.device("meta")` it has shapes only: shard it, `to_empty` it on the device,
         then call `materialise`."""
+        made = self._made()
+        made.constrain()  # the public code does so in its forward pass: published weights may lie beside the range
+        return made
+
+    def _made(self) -> InflatedUNet:
         source = None if meta() else self._source("unet")
         if is_hub(source):
             config = from_hub("consisti2v", UNet2DConditionModel.load_config, source, "unet")
