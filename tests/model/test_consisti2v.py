@@ -281,12 +281,24 @@ def test_published_weights_ask_for_what_they_were_made_with(checkpoint):
         _ = make(weights={"unet": str(checkpoint)}).backbone
 
 
-def test_what_is_exported_is_read_again(tmp_path):
+def test_what_is_exported_is_read_again(tmp_path, caplog):
     model = make(**CODE, gamma=0.3)
     model.export(tmp_path)
+    assert not caplog.messages
     again = make(**CODE, weights={"unet": str(tmp_path)}, seed=5).backbone.state_dict()
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(again[key], value), key
+
+
+def test_an_export_that_the_layout_cannot_tell_apart_is_said_to_be_one_way(tmp_path, caplog):
+    """Read as what it stands for, it would be another network; so it is refused, and the export says so."""
+    model = make(gamma=0.3)
+    model.export(tmp_path)
+    asked = "model.rope=half model.temporal_time=false model.process.schedule=linear"
+    assert f"runs these weights with {asked}, which they were not trained with" in caplog.text
+    assert "as model.weights the folder is refused, keep the checkpoint" in caplog.text
+    with pytest.raises(ValueError, match=asked):
+        _ = make(gamma=0.3, weights={"unet": str(tmp_path)}).backbone
 
 
 # -- the parts -------------------------------------------------------------------------------------------------------

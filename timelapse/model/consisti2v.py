@@ -21,12 +21,14 @@ from timelapse.model.weights import compare, fill, from_hub, is_hub, meta, seede
 from timelapse.process import Process
 
 log = logging.getLogger(__name__)
-PUBLISHED = {
+PUBLISHED = {  # what those weights were made with
     "rope": "half",
     "temporal_time": False,
     "window": 3,
     "first_frame": True,
-}  # what those weights were made with
+    "process.schedule": "linear",
+    "process.prediction": "epsilon",
+}
 
 
 class ConsistI2V:
@@ -125,12 +127,10 @@ class ConsistI2V:
             if not published.is_published(config):  # an image network: inflate it
                 load = UNet2DConditionModel.from_pretrained
                 return self._inflated(from_hub("consisti2v", load, source, "unet", torch_dtype=self.dtype))
-            wrong = {k: v for k, v in PUBLISHED.items() if self.options[k] != v}
-            wrong |= {"process.schedule": "linear"} if self.process.schedule != "linear" else {}
+            wrong = self._unlike_published()
             if wrong:
-                typed = " ".join(f"model.{k}={str(v).lower()}" for k, v in wrong.items())
                 raise ValueError(
-                    f"consisti2v: the published weights in {source} were made with {typed}, and with noise.alpha=1.0; "
+                    f"consisti2v: the published weights in {source} were made with {wrong}, and with noise.alpha=1.0; "
                     f"type that, or +experiment=consisti2v_published"
                 )
             backbone = self._inflated(UNet2DConditionModel(**self.numbers["unet"]))
@@ -196,12 +196,20 @@ class ConsistI2V:
 
     def export(self, folder: str | Path, backbone: InflatedUNet | None = None) -> None:
         """Write the published layout's `unet`, which the public code opens beside its other folders."""
-        differs = [k for k, v in PUBLISHED.items() if self.options[k] != v]
+        differs = self._unlike_published()
         if differs:
-            log.warning(f"consisti2v: the public code would run these weights differently: {', '.join(differs)}")
+            log.warning(
+                f"consisti2v: the export is for the public code alone, and that runs these weights with {differs}, "
+                f"which they were not trained with; as model.weights the folder is refused, keep the checkpoint"
+            )
         state = (backbone or self.backbone).state_dict()
         heads = self.options["temporal_heads"]
         published.write(Path(folder) / "unet", state, self.numbers["unet"], 16, heads)
+
+    def _unlike_published(self) -> str:
+        """What to type for this to be what the published layout stands for; empty where it is."""
+        have = self.options | {f"process.{k}": getattr(self.process, k) for k in ("schedule", "prediction")}
+        return " ".join(f"model.{k}={str(v).lower()}" for k, v in PUBLISHED.items() if have[k] != v)
 
     def ship(self, recipe: str, text: bool = False) -> list[Path]:
         """Write the UNet (and the text encoder) to the weights that ship, each with its numbers and recipe."""
