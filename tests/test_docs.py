@@ -11,10 +11,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small import SMALL  # noqa: E402
 
 import timelapse.loss  # noqa: E402
+import timelapse.model  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
+from timelapse.callback.history import read_rows  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
+from timelapse.plan import check_memory, count  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
+from timelapse.stages import export, fit, sample  # noqa: E402
 
 ROOT = CONF.parent
 
@@ -42,6 +46,44 @@ def test_the_loss_of_the_guide_trains(tmp_path, monkeypatch):
     expected = torch.stack([z.mean((2, 3)).diff(dim=0).square().mean() for z in step.z0_hat])
     torch.testing.assert_close(drift(step), expected)
     assert drift.weight == 0.1
+
+
+def test_the_backbone_of_the_guide_is_planned_trained_and_sampled(tmp_path, monkeypatch):
+    guide = ROOT / "timelapse" / "model" / "README.md"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "ltx.py").write_text(blocks(guide, "python")[0])
+    (tmp_path / "model" / "ltx_tiny.yaml").write_text(blocks(guide, "yaml")[0])
+    monkeypatch.setattr(timelapse.model, "__path__", [*timelapse.model.__path__, str(tmp_path)])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        parts = [
+            o.replace("model.", "model.parts.", 1) for o in SMALL if o.startswith(("model.vae", "model.transformer"))
+        ]
+        own = [o for o in SMALL if not o.startswith("model.")]
+        typed = [f"hydra.searchpath=[file://{tmp_path}]", "model=ltx_tiny", "loss=[denoise,drepa]", "train.steps=1"]
+        typed += [
+            "model.parts.weights=null",
+            "model.parts.align=null",
+            "sampler.steps=1",
+            "sample.count=1",
+            f"paths.cache={tmp_path}/c",
+        ]
+        cfg = compose("config", [*own, *parts, *typed])
+    run = Run(frozen(cfg), tmp_path)
+    run.check()
+    run.freeze()
+    check_memory(run.cfg, gib=1.0)  # as a fit on a GPU does
+    counts, network = count(run.cfg), run.model.backbone
+    assert counts.parameters == counts.trained == sum(p.numel() for p in network.parameters())
+    assert counts.blocks == 2 and counts.tokens == 3 * 8 * 8 + 40 and counts.flops > 0 and counts.block > 0
+    before = network.network.proj_out.weight.detach().clone()
+    fit(run)
+    assert not torch.equal(run.model.backbone.network.proj_out.weight.cpu(), before)
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert any(float(row.get("train/drepa") or 0) > 0 for row in rows)
+    sample(run)
+    assert len(list((tmp_path / "samples").glob("*.mkv"))) == 2  # and its truth
+    export(run)
+    assert (tmp_path / "export" / "config.json").exists()
 
 
 def test_every_link_of_the_guides_leads_somewhere():

@@ -45,7 +45,6 @@ class Counts:
     parameters: int  # of the backbone
     trained: int  # of the backbone, with gradients
     blocks: int
-    width: int
     tokens: int  # video and text tokens of one clip
     frozen: dict[str, int]  # codec, text encoder: parameters
     owned: int = 0  # by losses (projectors), trained; not averaged
@@ -117,7 +116,7 @@ def count(cfg: DictConfig) -> Counts:
     model, backbone = on_meta(cfg.model, {name: False for name in recomputed})
     with torch.device("meta"):
         losses = build_all(cfg.loss)
-    t, h, w = model.grid(cfg.video.frames, cfg.video.height, cfg.video.width)
+    t, h, w = model.grid_of((1, *model.latent_shape(cfg.video.frames, cfg.video.height, cfg.video.width)))
     size = lambda module: sum(p.numel() for p in module.parameters())
     kind = cfg.module.get("optimizer", "adamw")
     with torch.device("meta"):
@@ -126,7 +125,6 @@ def count(cfg: DictConfig) -> Counts:
         parameters=size(backbone),
         trained=sum(p.numel() for p in backbone.parameters() if p.requires_grad),
         blocks=len(backbone.blocks()),
-        width=backbone.width,
         tokens=t * h * w + model.text.length,
         frozen=frozen,
         owned=sum(map(size, losses.values())),
@@ -188,8 +186,8 @@ def planned(cfg: DictConfig, counts: Counts, devices: int) -> dict[str, float]:
         checkpointing=bool(cfg.model.get("gradient_checkpointing")),
         half="16" in str(cfg.trainer.precision),
         ema=bool(cfg.train.ema_decay),
-        frozen_bytes=wide(cfg.model.frozen_dtype),
-        weight_bytes=wide(cfg.model.dtype),
+        frozen_bytes=wide(cfg.model.get("frozen_dtype", "float32")),
+        weight_bytes=wide(cfg.model.get("dtype", "float32")),
         gathers=not isinstance(strategy, str),
         offload=not isinstance(strategy, str) and strategy.offload,
     )

@@ -25,7 +25,7 @@ MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's
 class Denoising(NormClipping, WeightAverage, L.LightningModule):
     """Trains `model.backbone` and whatever the losses own.
 
-    model: a bundle with `backbone`, `codec`, `text`, `process`, `grid` (timelapse.model.cogvideox.CogVideoX).
+    model: a bundle with `backbone`, `codec`, `text`, `process`, `grid_of` (timelapse/model/README.md).
     losses: name -> loss; each has `weight`, `taps` and returns (B,). The codec, text encoder and `encoder` are frozen
     and stay outside of this module's tree, so that sharding never touches their loaded weights.
     noise_law: of the noise, in training and at the start of sampling (config group `noise`).
