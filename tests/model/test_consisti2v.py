@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from timelapse import assets
 from timelapse.model import consisti2v_published as published
 from timelapse.model.consisti2v import ConsistI2V
 from timelapse.process import Process
@@ -317,6 +318,34 @@ def test_inflated_from_an_image_pipelines_folder(tmp_path):
         _ = make(weights=parts, unet={**UNET, "layers_per_block": 2}).backbone
     with pytest.raises(ValueError, match="cannot open 'unet' of model.weights="):
         _ = make(weights=str(tmp_path / "nowhere") + "/x").backbone
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"process": Process(**PROCESS)}, "process.prediction=v"),
+        ({"process": Process(zero_terminal_snr=False, schedule="linear")}, "process.schedule=scaled_linear"),
+        ({"unit_seconds": 1.0}, "unit_seconds=60.0"),
+        ({"temporal_time": False}, "temporal_time=true"),
+    ],
+)
+def test_weights_that_ship_tell_what_they_were_trained_to_say(tmp_path, monkeypatch, changes, named):
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    options = {"process": Process(zero_terminal_snr=False), "unit_seconds": 60.0}
+    model = make(**options)
+    (file,) = model.ship("a recipe")
+    again = make(**options, weights={"unet": file.stem}, seed=3).backbone
+    torch.testing.assert_close(again.conv_in.weight, model.backbone.conv_in.weight, rtol=0, atol=1e-3)  # in halves
+    with pytest.raises(ValueError, match=rf"have {named}, the config says .*; set model\.{named} or choose") as error:
+        _ = make(**{**options, **changes}, weights={"unet": file.stem}).backbone
+    assert "\n" not in str(error.value)
+
+
+def test_a_card_that_tells_less_is_asked_less(tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    model = make(unit_seconds=60.0)
+    assets.save("older", model.backbone.state_dict(), {"config": UNET})
+    _ = make(process=Process(), unit_seconds=1.0, weights={"unet": "older"}).backbone
 
 
 def test_the_codec_is_the_image_vae_picture_by_picture():

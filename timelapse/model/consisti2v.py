@@ -139,7 +139,7 @@ class ConsistI2V:
         with seeded(self.seed):
             backbone = self._inflated(UNet2DConditionModel(**self.numbers["unet"]))
         if source is not None:
-            shipped("consisti2v", "unet", source, backbone, self._card())
+            shipped("consisti2v", "unet", source, backbone, self.numbers["unet"], self._meaning())
         return nn.Module.to(backbone, self.dtype)
 
     @cached_property
@@ -213,14 +213,15 @@ class ConsistI2V:
 
     def ship(self, recipe: str, text: bool = False) -> list[Path]:
         """Write the UNet (and the text encoder) to the weights that ship, each with its numbers and recipe."""
-        parts = {"unet": (self.backbone, self._card())}
+        parts = {"unet": (self.backbone, self.numbers["unet"] | self._meaning())}
         parts |= {"text": (self.text.encoder, self.numbers["text"])} if text else {}
         save = lambda name, module, card: assets.save(name, module.state_dict(), {"config": card, "recipe": recipe})
         return [save(f"consisti2v_tiny_{part}", *made) for part, made in parts.items()]
 
-    def _card(self) -> dict[str, Any]:
-        """Numbers that shape the network or the meaning of its weights."""
-        return self.numbers["unet"] | {k: self.options[k] for k in ("rope", "temporal_heads", "temporal_time")}
+    def _meaning(self) -> dict[str, Any]:
+        """What the UNet's weights were trained to be, beside its numbers; on the card of those that ship."""
+        kept = {k: self.options[k] for k in ("rope", "temporal_heads", "temporal_time", "unit_seconds")}
+        return kept | {f"process.{k}": getattr(self.process, k) for k in ("prediction", "schedule")}
 
     # -- weights -----------------------------------------------------------------------------------------------
 

@@ -35,21 +35,31 @@ def from_hub(model: str, load: Callable, source: str, folder: str, **options: An
         ) from error
 
 
-def shipped(model: str, part: str, source: str, module: nn.Module, numbers: dict[str, Any]) -> None:
-    """Fill a module from `timelapse/assets`."""
+def shipped(
+    model: str,
+    part: str,
+    source: str,
+    module: nn.Module,
+    numbers: dict[str, Any],
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Fill a module from `timelapse/assets`. numbers: of its part in the config; options: the model's own."""
     state, card = assets.load(source)
-    compare(model, part, source, numbers, card.get("config", {}))
+    for name, said in ((part, numbers), ("", options or {})):
+        compare(model, name, source, said, card.get("config", {}))
     module.load_state_dict(state)
 
 
 def compare(model: str, part: str, source: str, numbers: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Numbers of a config that differ from those of the weights are an error."""
+    """Numbers of a config that differ from those of the weights are an error; what weights do not tell is not asked."""
     plain = lambda value: list(value) if isinstance(value, tuple) else value
+    typed = lambda value: str(value).lower() if isinstance(value, bool) else value
     for key, value in numbers.items():
         if key in theirs and plain(theirs[key]) != plain(value):
+            name, have = f"{part}.{key}" if part else key, typed(theirs[key])
             raise ValueError(
-                f"{model}: the weights '{source}' have {part}.{key}={theirs[key]}, the config says {value}; "
-                f"set model.{part}.{key}={theirs[key]} or choose other model.weights"
+                f"{model}: the weights '{source}' have {name}={have}, the config says {typed(value)}; "
+                f"set model.{name}={have} or choose other model.weights"
             )
 
 
