@@ -28,7 +28,7 @@ def ground(canvas: Canvas, height: float | Tensor, colour: Tensor) -> None:
 
 
 def car(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
-    """Hood ahead, lamp in front, wheels that turn as far as the road goes by."""
+    """Hood and light ahead, dust behind, wheels that turn as far as the road goes by."""
     road, heading, half = who["road"], who["heading"], who["length"]
     sky(canvas, who, road + 0.14)
     ground(canvas, road + 0.10, hsv(0.6, 0.05, 0.36 + 0.05 * texture(canvas, who, "asphalt", 12)))
@@ -37,6 +37,11 @@ def car(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     at = along(who, stage, 0.72)
     x, y = (canvas.x - at) * heading, canvas.y - road - 0.09  # x grows to the front of the car
     shadow(canvas, at, road, half * 1.05, 0.06, 0.5)
+    for n in range(4):  # seen in a few pixels too: from which end it comes
+        puff = shape.ellipse(x + half + 0.10 + 0.13 * n, y - 0.03 - 0.035 * n, 0.10 + 0.02 * n, 0.07 + 0.025 * n)
+        canvas.paint(puff, hsv(0.09, 0.12, 0.94), 0.8 - 0.13 * n, soft=0.06)
+    beam = torch.maximum((y + 0.02).abs() - 0.04 - 0.22 * (x - half), (x - half - 0.22).abs() - 0.22)
+    canvas.paint(beam, hsv(0.15, 0.35, 1.0), 0.8 * (1 - (x - half) / 0.5).clamp(0, 1), soft=0.03)
     body = shape.box(x, y - 0.09, half, 0.11, 0.07)
     cabin = shape.trapezoid(x + 0.16 * half, y, 0.15, 0.42, half * 0.66, half * 0.36)
     shine = 0.72 + 0.25 * (y - 0.05).clamp(-0.2, 0.3)
@@ -56,7 +61,7 @@ def car(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
 
 
 def walker(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
-    """Legs and arms swing in step with the way walked; nose and cap peak look ahead."""
+    """Legs and arms swing in step with the way walked; nose and cap peak look ahead, a cart is drawn behind."""
     floor, heading, tall = -0.72, who["heading"], who["tall"]
     (sky, foliage)[who["scene"]](canvas, who, floor + 0.12)
     ground(canvas, floor + 0.06, hsv(0.10, 0.2, 0.55 + 0.06 * texture(canvas, who, "path", 9)))
@@ -66,6 +71,11 @@ def walker(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
     x, y = (canvas.x - at) * heading, canvas.y
     shadow(canvas, at, floor, 0.22, 0.05, 0.45)
     trousers, coat = hsv(who["legs"], 0.45, 0.45), hsv(who["coat"], 0.7, 0.78)
+    cart, iron = hsv(who["coat"] + 0.5, 0.75, 0.80), hsv(0.0, 0.0, 0.2)
+    canvas.paint(shape.segment(x, y, -0.05, hip, -0.36, floor + 0.20, 0.018), iron, subject=True)
+    canvas.paint(shape.box(x + 0.52, y - floor - 0.21, 0.20, 0.11, 0.02), cart, subject=True)
+    for wheel in (-0.62, -0.42):
+        canvas.paint(shape.norm(x - wheel, y - floor - 0.07) - 0.075, iron, subject=True)
     for side, shade in ((-1, 0.75), (1, 1.0)):
         swing = side * 0.55 * step.sin()
         foot = (0.62 * leg * swing, hip - leg * (1 - 0.18 * swing**2))
