@@ -38,7 +38,11 @@ def check_input(cfg: Any) -> None:
                 "input.camera leads the sampler's start; choose sampler=frameinit or consisti2v, "
                 "for SVD image_to_video_frameinit"
             )
-        check_camera(cfg.input.camera, cfg.input.points)
+        check_camera(cfg.input.camera, cfg.video.frames, cfg.input.points)
+    if cfg.input.points is not None and cfg.input.camera != "perspective":
+        raise ValueError(
+            "input.points are where the corners of input.camera=perspective go; type that, or leave them out"
+        )
 
 
 def check_known(cfg: Any, parts: dict[str, Any]) -> None:

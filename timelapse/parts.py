@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, class_of
-from timelapse.input import check_input, check_known
+from timelapse.input import check_input, check_known, listed
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -50,6 +51,10 @@ class Run:
                     self.model.latent_shape(*shape)
                 if hasattr(sampler, "check"):
                     sampler.check(self.model.process)
+                    if "sample" in self.cfg.stages and self.cfg.input.camera is not None:
+                        from timelapse.sampling import leader
+
+                        leader(self.cfg).check(self.model.process)
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)
@@ -88,21 +93,30 @@ class Run:
                     f"{self.folder} holds a run with another {', '.join(changed)}; "
                     f"delete it, or give this run its own name: name={self.cfg.name}_2"
                 )
-        made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
         if not path.exists() or "fit" in self.cfg.stages:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write(path, OmegaConf.to_yaml(OmegaConf.create(made)))  # other processes read it meanwhile
+            self.write_config(self.folder)
+
+    def write_config(self, folder: Path) -> None:
+        made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(made)))  # other processes read it meanwhile
 
     @cached_property
     def out(self) -> Path:
-        """Where samples, numbers and page go: the run itself, or a folder in it for the user's own pictures."""
-        image = self.cfg.input.frames or self.cfg.input.image
-        if image is None:
+        """Where samples, numbers and page go: the run itself, or for the user's own pictures a folder in it, one for
+        each choice of pictures and places, that tells by itself how it was made.
+        """
+        given = OmegaConf.to_container(self.cfg.input)
+        if (given["frames"] or given["image"]) is None:
             return self.folder
-        stems = "-".join(Path(i).stem for i in ([image] if isinstance(image, str) else image))
-        out = self.folder / "input" / re.sub(r"[^A-Za-z0-9._-]", "_", stems)[:100]  # a to b is not a to c
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(self.folder / "config.yaml", out)
+        pictures = [Path(picture) for picture in listed(given["frames"] or given["image"])]
+        stems = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(picture.stem for picture in pictures))[:100]
+        which = json.dumps([*(str(picture.resolve()) for picture in pictures), given["frame"], given["between"]])
+        out = self.folder / "input" / f"{stems}-{blake2b(which.encode(), digest_size=4).hexdigest()}"
+        self.write_config(out)
+        write_json(out / "notes.json", {"skipped": [], "notes": self.stand_ins()})
+        if (self.folder / ".hydra").is_dir():  # what was typed now
+            shutil.copytree(self.folder / ".hydra", out / ".hydra", dirs_exist_ok=True)
         return out
 
     @cached_property
@@ -135,10 +149,15 @@ class Run:
         torch.manual_seed(keyed_seed(self.cfg.seed, "losses") % 2**63)  # projectors start alike in every variant
         return build_all(self.cfg.loss)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether a loss reads hidden tokens, to hold them against the encoder's features."""
+        return any(loss.taps for loss in self.losses.values())
+
     @cached_property
     def encoder(self) -> Any:
         """Only when a loss reads hidden tokens: finetuning alone loads no vision model."""
-        return build(self.cfg.encoder) if any(loss.taps for loss in self.losses.values()) else None
+        return build(self.cfg.encoder) if self.aligned else None
 
     @cached_property
     def module(self) -> Any:
@@ -199,10 +218,14 @@ class Run:
         if len(new) > 10:
             log.warning(f"skipped {len(new) - 10} more; all are in {path}")
         known += new
-        notes = list(self.cfg.get("notes", []))
-        if self.encoder is not None and getattr(self.encoder, "stands_for", None):
-            notes.append(f"{self.encoder.name} stands in for {self.encoder.stands_for}.")
-        write_json(path, {"skipped": known, "notes": notes})
+        write_json(path, {"skipped": known, "notes": self.stand_ins()})
+
+    def stand_ins(self) -> list[str]:
+        """What stands in for what, a sentence each."""
+        notes, encoder = list(self.cfg.get("notes", [])), self.cfg.encoder
+        if encoder.get("stands_for") and asked(self.cfg.module, ["losses"]) and self.aligned:
+            notes.append(f"{encoder.name} stands in for {encoder.stands_for}.")
+        return notes
 
     @cached_property
     def loggers(self) -> list[Any]:

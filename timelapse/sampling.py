@@ -110,20 +110,27 @@ def sample_input(run: Any) -> None:
 
 
 def led(cfg: Any, image: str) -> tuple[Tensor, Any]:
-    """(T,3,H,W): the picture under `input.camera`; and the sampler with the paper's strength for it, or the user's."""
+    """(T,3,H,W): the picture under `input.camera`; and `leader`'s sampler for it."""
     from timelapse.dataset.fit import to_unit
     from timelapse.dataset.photos import read_photo
-    from timelapse.sampler.camera import camera_motion, level_of
+    from timelapse.sampler.camera import camera_motion
 
     height, width = cfg.video.height, cfg.video.width
     picture = to_unit(torch.from_numpy(read_photo(image, 2 * height, 2 * width)).permute(2, 0, 1))
     layout = camera_motion(picture, cfg.input.camera, cfg.video.frames, height, width, cfg.input.points)
+    sampler = leader(cfg)
+    log.info(f"camera {cfg.input.camera}: FrameInit at level {sampler.start.level}, {sampler.start.filter}")
+    return layout, sampler
+
+
+def leader(cfg: Any) -> Any:
+    """The sampler that follows `input.camera`: with the paper's strength for it, or the user's."""
+    from timelapse.sampler.camera import level_of
+
     level, cutoff = level_of(cfg.input.camera)
     level = level if cfg.input.camera_level is None else cfg.input.camera_level
     cutoff = cutoff if cfg.input.camera_cutoff is None else cfg.input.camera_cutoff
-    sampler = build(cfg.sampler, start={"level": level, "cutoff": cutoff})  # its filter's other numbers stay
-    log.info(f"camera {cfg.input.camera}: FrameInit at level {level}, {sampler.start.filter}")
-    return layout, sampler
+    return build(cfg.sampler, start={"level": level, "cutoff": cutoff})  # its filter's other numbers stay
 
 
 def keep_only(folder: Path, keys: list[str]) -> None:

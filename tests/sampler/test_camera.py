@@ -72,11 +72,19 @@ def test_the_papers_strengths():
         [[0, 0], [1.2, 0], [1, 1], [0, 1]],  # outside
         [[0, 0], [1, 0], [0.2, 0.2], [0, 1]],  # not convex
         ["a", "b", "c", "d"],
+        5,
+        "abcd",
+        [[0.5, 0.5]] * 4,
     ],
 )
 def test_four_points_that_are_no_quadrilateral_are_explained(points):
     with pytest.raises(ValueError, match=r"input\.points=.*convex quadrilateral.*clockwise"):
         check_points(points)
+
+
+def test_a_small_quadrilateral_is_one_too():
+    small = [[0.5 + 0.03 * x, 0.5 + 0.03 * y] for x, y in TURNED]
+    torch.testing.assert_close(check_points(small), torch.tensor(small))
 
 
 def test_a_misspelt_camera_names_the_others():

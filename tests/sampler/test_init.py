@@ -138,6 +138,12 @@ def test_wrong_filters_are_explained():
         FrameInit(filter="gauss")
     with pytest.raises(ValueError, match="cutoff=-0.1"):
         FrameInit(cutoff=-0.1)
+    for wrong in ({"cutoff": "x"}, {"time_cutoff": "x"}, {"cutoff": math.nan}, {"order": "x"}):
+        with pytest.raises(ValueError, match="expected one of gaussian.* stop frequencies"):
+            FrameInit(**wrong)
+    for level in (850.5, "x", None):
+        with pytest.raises(ValueError, match=f"level={level!r}; expected a whole number"):
+            FrameInit(level=level)
     with pytest.raises(ValueError, match=r"level=1000.*0\.\.999"):
         FrameInit(level=1000)(noise(), noise(), PROCESS)
 

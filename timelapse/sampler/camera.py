@@ -32,19 +32,19 @@ def camera_motion(
     points: for `perspective`, where the view's corners end: four (x, y) in shares 0..1 of the fitted picture, from the
     top left clockwise. Frame 0 is the fitted picture (for zoom_out its middle, for pans one of its sides).
     """
-    check_camera(camera, points)
-    if frames < 2:
-        raise ValueError(f"input.camera={camera} needs at least 2 frames; video.frames is {frames}")
+    check_camera(camera, frames, points)
     if camera == "perspective":
         return perspective(picture, check_points(points), frames, height, width)
     kind, _, way = camera.partition("_")
     return zoom(picture, way, frames, height, width) if kind == "zoom" else pan(picture, way, frames, height, width)
 
 
-def check_camera(camera: str, points: Sequence[Sequence[float]] | None = None) -> None:
-    """ValueError for an unknown camera, and for points that `perspective` cannot go to."""
+def check_camera(camera: str, frames: int, points: Sequence[Sequence[float]] | None = None) -> None:
+    """ValueError for an unknown camera, too few frames to move in, and points that `perspective` cannot go to."""
     if camera not in CAMERAS:
         raise ValueError(f"input.camera={camera!r} is unknown; choose one of {', '.join(CAMERAS)}, or null")
+    if frames < 2:
+        raise ValueError(f"input.camera={camera} needs at least 2 frames; video.frames is {frames}")
     if camera == "perspective":
         check_points(points)
 
@@ -121,12 +121,12 @@ def check_points(points: Sequence[Sequence[float]] | None) -> Tensor:
         edges = corners.roll(-1, 0) - corners
         after = edges.roll(-1, 0)
         turns = edges[:, 0] * after[:, 1] - edges[:, 1] * after[:, 0]  # all to the right: convex and clockwise
-        inside = bool((turns > 1e-3).all())
+        inside = bool((turns > 1e-3 * edges.norm(dim=1) * after.norm(dim=1)).all())  # of any size
     if not inside:
-        shown = [list(p) if isinstance(p, Sequence) else p for p in points] if points else points
+        listed = lambda p: [listed(x) for x in p] if isinstance(p, Sequence) and not isinstance(p, str) else p
         raise ValueError(
-            f"input.points={shown}: expected a convex quadrilateral, four [x,y] in 0..1 clockwise from the top left, "
-            f"e.g. [[0.1,0.05],[0.95,0.15],[0.95,0.85],[0.1,0.95]]"
+            f"input.points={listed(points)}: expected a convex quadrilateral, four [x,y] in 0..1 clockwise from "
+            f"the top left, e.g. [[0.1,0.05],[0.95,0.15],[0.95,0.85],[0.1,0.95]]"
         )
     return corners
 

@@ -67,10 +67,11 @@ def low_pass(
     Source: FreeInit (Wu et al. 2023, arXiv:2312.07537) and ConsistI2V's public code, with two corrections: frequency 0
     has gain 1 for odd sizes too, where a centre at T/2 misses it, and `ideal` stops at D0, not at sqrt(2 D0).
     """
-    if kind not in FILTERS or cutoff < 0 or time_cutoff < 0:
+    real = all(isinstance(x, int | float) and 0 <= x < math.inf for x in (cutoff, time_cutoff, order))
+    if kind not in FILTERS or not real:
         raise ValueError(
-            f"low_pass: kind={kind!r}, cutoff={cutoff}, time_cutoff={time_cutoff}; expected one of "
-            f"{', '.join(FILTERS)} and stop frequencies of 0 or more, e.g. 0.25"
+            f"low_pass: kind={kind!r}, cutoff={cutoff}, time_cutoff={time_cutoff}, order={order}; expected one of "
+            f"{', '.join(FILTERS)}, stop frequencies of 0 or more, e.g. 0.25, and an order, e.g. 4"
         )
     if cutoff == 0 or time_cutoff == 0:
         return torch.zeros(size)
@@ -121,6 +122,8 @@ class FrameInit:
         order: int = 4,
         reference: Process | None = None,
     ):
+        if not isinstance(level, int):
+            raise ValueError(f"frameinit: level={level!r}; expected a whole number, a time of the process, e.g. 850")
         self.level, self.reference = level, reference
         self.filter = {"kind": filter, "cutoff": cutoff, "order": order}
         self.filter["time_cutoff"] = cutoff if time_cutoff is None else time_cutoff
