@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sys
 from pathlib import Path
 
@@ -186,3 +187,34 @@ def test_footage_that_moved_is_not_encoded_again(tmp_path):
     before = find(tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     assert find(tmp_path / "there") == before and len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_the_page_of_an_own_photograph_tells_how_it_was_made(tmp_path, pictures):
+    from small import small_run
+
+    from timelapse.report import write_report
+    from timelapse.report.run_files import read_run
+
+    small_run(tmp_path, experiment="drepa_vjepa")  # fitted some day; its config knows of no photograph
+    typed = ["+experiment=drepa_vjepa", f"input.image={pictures[0]}", "input.frame=4", "ckpt=some/run"]
+    run = small_run(tmp_path, *typed[1:], "stages=[sample]", experiment="drepa_vjepa")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in [*typed, "stages=[report]"]))
+    said = read_run(run.out)
+    assert said.config["input"]["image"] == str(pictures[0]) and said.config["input"]["frame"] == 4
+    assert said.config["git_commit"]
+    assert said.command.split() == ["python", "-m", "timelapse.run", *typed, "'stages=[sample,evaluate,report]'"]
+    assert "tiny V-JEPA 2 (1.2 M, synthetic world) stands in for V-JEPA 2 ViT-L." in said.notes
+    assert all(html.escape(word) in write_report(run.out).read_text() for word in [*typed, *said.notes])
+
+
+def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_path, pictures):
+    from small import small_run
+
+    other = tmp_path / "elsewhere" / pictures[0].name
+    other.parent.mkdir()
+    other.write_bytes(pictures[0].read_bytes())
+    typed = [(pictures[0], 4), (other, 4), (pictures[0], 5), (pictures[0], 4)]
+    outs = [small_run(tmp_path / "run", f"input.image={p}", f"input.frame={f}").out for p, f in typed]
+    assert len({*outs}) == 3 and outs[0] == outs[3]
+    assert all(out.parent.name == "input" and out.name.startswith("a-") for out in outs)
