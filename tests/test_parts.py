@@ -152,6 +152,14 @@ def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeyp
         )
 
 
+@pytest.mark.parametrize("when", ["stages=[fit,sample,evaluate]", "stages=[fit] train.sample_every=5"])
+def test_consistency_alone_is_refused_before_the_fit_and_not_after_it(tmp_path, when):
+    with pytest.raises(ValueError, match=r"add morphing_degree, e.g. 'metric=\[subject_consistency"):
+        check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency]", *when.split())
+    check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency,morphing_degree]", *when.split())
+    check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency]", "stages=[fit]")  # nobody measures
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

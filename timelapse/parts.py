@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, class_of
 from timelapse.input import check_input, check_known, listed
+from timelapse.metric.evaluate import check_together
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -70,8 +71,8 @@ class Run:
                     f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "
                     f"be sharded; type trainer=ddp"
                 )
-        if "evaluate" in self.cfg.stages:
-            build_all(self.cfg.metric)  # a feature network whose weights are missing
+        if "evaluate" in self.cfg.stages or ("fit" in self.cfg.stages and self.cfg.train.sample_every):
+            check_together(build_all(self.cfg.metric))  # built: a feature network whose weights are missing
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
             if wanted == "cuda" or not torch.backends.mps.is_available():
                 raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -21,11 +21,7 @@ def evaluate(
     processes, the second over this one's. A metric that applied to no clip is left out of both.
     alone: these are all clips there are, and the other processes of a run are not asked for theirs.
     """
-    if "subject_consistency" in metrics and "morphing_degree" not in metrics:
-        raise ValueError(
-            "metric subject_consistency is 1 for a static video and must not be read alone; "
-            "add morphing_degree, e.g. 'metric=[subject_consistency,morphing_degree]'"
-        )
+    check_together(metrics)
     nets = {m.backbone: m.net for m in metrics.values() if m.net is not None}
     clips: dict[str, list[float]] = {name: [] for name in metrics}
     for metric in metrics.values():
@@ -45,6 +41,15 @@ def evaluate(
         else:
             del clips[name]
     return numbers, clips
+
+
+def check_together(names: Collection[str]) -> None:
+    """ValueError for a choice of metrics that would mislead."""
+    if "subject_consistency" in names and "morphing_degree" not in names:
+        raise ValueError(
+            "metric subject_consistency is 1 for a static video and must not be read alone; "
+            "add morphing_degree, e.g. 'metric=[subject_consistency,morphing_degree]'"
+        )
 
 
 def describe(name: str, metric: ClipMean) -> str:
