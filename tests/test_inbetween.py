@@ -168,7 +168,7 @@ def test_pairs_of_footage_are_measured_on_and_never_trained_on(tmp_path):
     still = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 8, 8)
     write_video(tmp_path / "clip.mkv", still, lossless=True)
     (tmp_path / "pairs.jsonl").write_text('{"key": "clip-0", "file": "clip.mkv", "first": 0, "last": 5}\n')
-    typed = ["dataset=pairs", f"dataset.list={tmp_path}/pairs.jsonl", f"dataset.root={tmp_path}"]
+    typed = ["dataset=pairs", f"dataset.list={tmp_path}/pairs.jsonl", f"dataset.root={tmp_path}", f"dataset.index={tmp_path}/index"]
     with pytest.raises(ValueError, match=r"stages=\[sample,evaluate,report\] ckpt=RUN_DIR") as error:
         fit(small_run(tmp_path / "fit", *typed))
     assert "\n" not in str(error.value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import sys
 
 import pytest
@@ -32,7 +35,7 @@ def brightness(item) -> list[int]:
 
 
 def test_the_command_pins_pairs_and_the_dataset_serves_the_truth_between(footage_dir, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "pairs.jsonl"
+    out = tmp_path / "lists" / "of" / "pairs.jsonl"  # neither folder is there
     monkeypatch.setattr(sys, "argv", ["pairs", str(footage_dir), "--distance", "6", "--each", "2", "--out", str(out)])
     assert pairs.main() == 0
     said = capsys.readouterr().out
@@ -74,4 +77,67 @@ def test_what_is_wrong_is_said(footage_dir, tmp_path):
         Pairs(str(tmp_path / "short.jsonl"), ".", 4, 8, 8)
     (tmp_path / "out.jsonl").write_text('{"key": "a", "file": "../clip.mkv", "first": 0, "last": 5}\n')
     with pytest.raises(ValueError, match="leaves its root"):
-        Pairs(str(tmp_path / "out.jsonl"), str(footage_dir), 4, 8, 8)[0]
+        Pairs(str(tmp_path / "out.jsonl"), str(footage_dir), 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "not JSON"),
+        ("[1, 2]", "expected key, first, last, and either file"),
+        ('{"file": "clip.mkv", "first": 0, "last": 6}', "expected key"),
+        ('{"key": "b", "first": 0, "last": 6}', "either file"),
+        ('{"key": "b", "file": "clip.mkv", "last": 6}', "first=None, last=6; expected two places in a video"),
+        ('{"key": "b", "frames": ["0.png", "1.png"], "first": 0, "last": 2}', "two places in 2 frames"),
+        ('{"key": "b", "file": "clip.mkv", "first": "0", "last": 6}', "first=0"),
+        ('{"key": "a", "file": "clip.mkv", "first": 1, "last": 7}', "that of line 1 too"),
+    ],
+)
+def test_a_malformed_row_is_named_by_its_line(footage_dir, tmp_path, line, said):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"key": "a", "file": "clip.mkv", "first": 0, "last": 6}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=said) as error:
+        Pairs(str(path), str(footage_dir), 4, 8, 8)
+    assert f"{path} line 3: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_cannot_be_read_is_left_out_with_its_reason(footage_dir, tmp_path, caplog):
+    root = shutil.copytree(footage_dir, tmp_path / "footage")
+    frames = [f"JPEGImages/480p/bear/{k:05d}.png" for k in range(7)]
+    (root / frames[2]).write_bytes((root / frames[2]).read_bytes()[:45])
+    rows = [
+        {"key": "good", "file": "clip.mkv", "first": 0, "last": 6},
+        {"key": "damaged", "file": "broken.mp4", "first": 0, "last": 6},
+        {"key": "gone", "file": "no.mp4", "first": 0, "last": 6},
+        {"key": "shorter", "file": "clip.mkv", "first": 6, "last": 12},
+        {"key": "torn", "frames": frames, "first": 0, "last": 6},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("INFO"):
+        data = Pairs(str(tmp_path / "pairs.jsonl"), str(root), 4, 8, 8)
+    assert data.keys == ["good"] and brightness(data[0]) == [0, 2, 4, 6]
+    assert "1 pairs of" in caplog.text and "4 skipped" in caplog.text
+    reasons = dict(data.skipped)
+    assert "not a readable video" in reasons["damaged"] and reasons["gone"] == "no.mp4: no such file"
+    assert reasons["shorter"] == "clip.mkv: 12 frames, the pair ends at frame 12 (from 0)"
+    assert reasons["torn"].startswith(f"{frames[2]}: not a readable photograph")
+    (tmp_path / "none.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(ValueError, match="none of .* can be read under .*; damaged: broken.mp4: "):
+        Pairs(str(tmp_path / "none.jsonl"), str(root), 4, 8, 8)
+
+
+def test_a_changed_file_is_another_dataset(footage_dir, tmp_path):
+    (tmp_path / "clip.mkv").write_bytes((footage_dir / "clip.mkv").read_bytes())
+    (tmp_path / "pairs.jsonl").write_text('{"key": "a", "file": "clip.mkv", "first": 0, "last": 6}\n')
+    made = lambda: Pairs(str(tmp_path / "pairs.jsonl"), str(tmp_path), 4, 8, 8).fingerprint()
+    before = made()
+    assert made() == before
+    write_video(tmp_path / "clip.mkv", torch.ones(12, 3, 16, 16), lossless=True)
+    assert made() != before
+
+
+def test_videos_of_one_name_have_keys_of_their_own(footage_dir, tmp_path):
+    for name in ("a.mkv", "a.mp4", "b.mkv"):
+        (tmp_path / name).write_bytes((footage_dir / "clip.mkv").read_bytes())
+    keys = [row["key"] for row in find(tmp_path, 6)[0]]
+    assert len({*keys}) == 3 and keys[2] == "b-00000" and all(re.match("a-[0-9a-f]{8}-00000", k) for k in keys[:2])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import torch
 from torch.utils.data import Dataset
 
 from timelapse.dataset.fit import fit, to_unit
+from timelapse.dataset.footage import unique_name
+from timelapse.dataset.index import check_files, default_index, stamp
 from timelapse.dataset.manifest import inside
 from timelapse.dataset.photos import natural, read_photo
-from timelapse.dataset.video import EXTENSIONS, probe, read_frames
+from timelapse.dataset.video import EXTENSIONS, Video, probe, read_frames
 
+log = logging.getLogger(__name__)
 PICTURES = {".jpg", ".jpeg", ".png"}
 
 
@@ -38,7 +43,9 @@ def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]]
         folders = [f for f in folders if f.is_relative_to(taken) or not f.is_relative_to(data)]
     videos = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
     rows, skipped = [], []
-    for source in (*videos, *folders):
+    called = {source: key_of(source, root) for source in (*videos, *folders)}
+    uses = Counter(called.values())  # a.mp4 beside a.avi
+    for source, key in called.items():
         name = source.relative_to(root).as_posix()
         try:
             if source.is_dir():
@@ -54,15 +61,48 @@ def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]]
             continue
         starts = np.unique(np.linspace(0, count - 1 - distance, each).round().astype(int)).tolist()
         for first in starts:
-            key = f"{'-'.join(Path(name).with_suffix('').parts) or root.name}-{first:05d}"
-            rows.append({"key": key, **what, "first": first, "last": first + distance})
+            own = key if uses[key] == 1 else unique_name(key, name)
+            rows.append({"key": f"{own}-{first:05d}", **what, "first": first, "last": first + distance})
     return rows, skipped
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Rows of a list; ValueError names the line that is malformed."""
+    rows, seen = [], {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"pairs: {path} line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from None
+        row = row if isinstance(row, dict) else {}
+        key, file, frames, first, last = (row.get(name) for name in ("key", "file", "frames", "first", "last"))
+        pictures = isinstance(frames, list) and all(isinstance(f, str) for f in frames)
+        if not (isinstance(key, str) and key) or isinstance(file, str) == pictures:
+            raise ValueError(f"{where}: expected key, first, last, and either file (a video) or frames (its pictures)")
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (first, last))
+        if not whole or not 0 <= first < last or (pictures and last >= len(frames)):
+            most = f"{len(frames)} frames" if pictures else "a video"
+            raise ValueError(f"{where}: first={first}, last={last}; expected two places in {most}, from 0, in order")
+        if key in seen:
+            raise ValueError(f"{where}: key {key} is that of line {seen[key]} too; give each pair its own")
+        seen[key] = number
+        rows.append(row)
+    return rows
 
 
 def one_resolution(images: Path) -> Path:
     """480p under a JPEGImages folder, else the first folder in it that has folders of clips; else itself."""
     found = [f for f in images.iterdir() if any(c.is_dir() for c in f.glob("*"))]
     return min(found, key=lambda f: (f.name != "480p", f.name), default=images)
+
+
+def key_of(source: Path, root: Path) -> str:
+    """The path under root in one name, of a video without its extension."""
+    path = source.relative_to(root)
+    return "-".join((path if source.is_dir() else path.with_suffix("")).parts) or root.resolve().name
 
 
 def by_number(path: Path) -> list[tuple[int, int, str]]:
@@ -73,13 +113,24 @@ class Pairs(Dataset):
     """Clips between pinned keyframes: T frames evenly spread from `first` to `last`, which are the keyframes, so that
     the truth between them is known.
 
-    list: a file that this module's command wrote; paths in it are under `root`. Item: video (T,3,H,W) in [-1,1],
-    seconds (T,) of 1 a source frame (only their ratios mean something), caption, key. split: anything but train, which
-    is a ValueError: pairs are there to measure on.
+    list: a file that this module's command wrote; paths in it are under `root`. check, index: as of
+    `timelapse.dataset.clips.Clips`. A pair that cannot be read is left out, and `skipped` says why. split: anything
+    but train, which is a ValueError: pairs are there to measure on.
+
+    Item: video (T,3,H,W) in [-1,1], seconds (T,) of 1 a source frame (only their ratios mean something), caption, key.
     """
 
     def __init__(
-        self, list: str, root: str, frames: int, height: int, width: int, split: str = "val", fit: str = "crop"
+        self,
+        list: str,
+        root: str,
+        frames: int,
+        height: int,
+        width: int,
+        split: str = "val",
+        fit: str = "crop",
+        check: str = "full",
+        index: str | None = None,
     ):
         if split == "train":
             raise ValueError(
@@ -92,16 +143,44 @@ class Pairs(Dataset):
                 f"pairs: {list} is not there; write it with `python -m timelapse.dataset.pairs {root} --out {list}`"
             )
         self.root, self.frames, self.size, self.fit = Path(root), frames, (height, width), fit
-        self.rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        if not self.rows:
+        rows = read_list(path)
+        if not rows:
             raise ValueError(f"pairs: {list} has no pair; lower --distance, or give longer clips")
-        short = [row["key"] for row in self.rows if row["last"] - row["first"] + 1 < frames]
+        short = [row["key"] for row in rows if row["last"] - row["first"] + 1 < frames]
         if short:
             raise ValueError(
                 f"pairs: {short[0]} spans fewer than the {frames} frames that a clip has; write the list with "
                 f"--distance {frames - 1} or more, or set video.frames lower"
             )
-        self.skipped: list = []
+        where = Path(index).expanduser() if index else default_index(self.root.resolve())
+        files = [inside(self.root, name) for row in rows for name in self.files(row)]
+        self.seen = check_files([*dict.fromkeys(files)], check, where)
+        reasons = [self.unreadable(row) for row in rows]
+        self.rows = [row for row, reason in zip(rows, reasons) if reason is None]
+        self.skipped: list[tuple[str, str]] = [(row["key"], why) for row, why in zip(rows, reasons) if why is not None]
+        log.info("%d pairs of %s, %d skipped", len(self.rows), path, len(self.skipped))
+        if not self.rows:
+            key, reason = self.skipped[0]
+            raise ValueError(f"pairs: none of {list} can be read under {root}; {key}: {reason}")
+
+    def places(self, row: dict[str, Any]) -> list[int]:
+        return np.linspace(row["first"], row["last"], self.frames).round().astype(int).tolist()
+
+    def files(self, row: dict[str, Any]) -> list[str]:
+        """What of a row is read: its video, or its pictures at T places."""
+        return [row["file"]] if "file" in row else [row["frames"][k] for k in self.places(row)]
+
+    def unreadable(self, row: dict[str, Any]) -> str | None:
+        """The reason to skip a row; None where it can be read."""
+        for name in self.files(row):
+            seen = self.seen[self.root / name]
+            if isinstance(seen, str):
+                return f"{name}: {seen}"
+            if isinstance(seen, Video) != ("file" in row):
+                return f"{name}: expected a {'video' if 'file' in row else 'picture'}"
+            if isinstance(seen, Video) and len(seen.presentation()) <= row["last"]:
+                return f"{name}: {len(seen.presentation())} frames, the pair ends at frame {row['last']} (from 0)"
+        return None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,18 +190,18 @@ class Pairs(Dataset):
         return [row["key"] for row in self.rows]
 
     def fingerprint(self) -> str:
-        """What the cache is keyed by: the rows."""
-        return json.dumps([self.rows, self.size, self.fit])
+        """What the cache is keyed by: the rows and their files."""
+        stamps = [stamp(self.root / name) for row in self.rows for name in self.files(row)]
+        return json.dumps([self.rows, stamps, self.size, self.fit])
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row = self.rows[i]
-        at = np.linspace(row["first"], row["last"], self.frames).round().astype(int).tolist()
+        at, paths = self.places(row), [self.root / name for name in self.files(row)]
         if "file" in row:
-            path = inside(self.root, row["file"])
-            video = probe(path)
-            pictures, aspect = read_frames(path, video, at), video.pixel_aspect
+            video = self.seen[paths[0]]
+            pictures, aspect = read_frames(paths[0], video, at), video.pixel_aspect
         else:
-            pictures, aspect = (read_photo(inside(self.root, row["frames"][k]), *self.size) for k in at), 1.0
+            pictures, aspect = (read_photo(path, *self.size) for path in paths), 1.0
         frames = [fit(torch.from_numpy(picture), *self.size, self.fit, aspect) for picture in pictures]
         seconds = torch.tensor(at, dtype=torch.float64)
         return {
@@ -146,6 +225,7 @@ def main() -> int:
     rows, skipped = find(args.root, args.distance, args.each)
     for name, reason in skipped:
         print(f"skipped {name}: {reason}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} pairs, {len(skipped)} sources skipped: {args.out}")
     return 0 if rows else 1
