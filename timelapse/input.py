@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from timelapse.sampler.camera import check_camera
+from timelapse.text_to_image import check_asked
 
 
 def check_input(cfg: Any) -> None:
@@ -21,6 +22,10 @@ def check_input(cfg: Any) -> None:
         check_frames(cfg.input.frames, cfg.input.between, cfg.video.frames)
     elif cfg.input.image is not None:
         images, frames = listed(cfg.input.image), listed(cfg.input.frame)
+        if "generate" in images:
+            if len(images) > 1:
+                raise ValueError("input.image=generate stands alone; make the picture first, then name its file")
+            check_asked(cfg.input.text_to_image, cfg.input.prompt)
         check_files("input.image", [image for image in images if image != "generate"])
         if len(images) != len(frames):
             raise ValueError(

@@ -26,11 +26,7 @@ def first_picture(
     The paper takes Stable Diffusion 2.1-base. The picture is drawn from (seed, prompt): it is made once and kept.
     height, width: of the video; the picture has its shape, with the short side of the pipeline's own size.
     """
-    if not source or not prompt:
-        raise ValueError(
-            "input.image=generate needs input.prompt='...' and input.text_to_image=ID, a diffusers text-to-image "
-            "pipeline, e.g. stabilityai/stable-diffusion-2-1-base or a downloaded folder"
-        )
+    check_asked(source, prompt)
     from hashlib import blake2b
 
     name = blake2b(f"{source}\x1f{prompt}\x1f{seed}".encode(), digest_size=6).hexdigest()
@@ -44,10 +40,20 @@ def first_picture(
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"input.text_to_image={source} cannot be opened: {reason}") from error
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    scale, step = side / min(height, width), pipeline.vae_scale_factor
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    step = pipeline.vae_scale_factor * network.config.get("patch_size", 1)
+    scale = network.config.sample_size * pipeline.vae_scale_factor / min(height, width)
     size = {k: round(n * scale / step) * step for k, n in (("height", height), ("width", width))}
     picture = pipeline(prompt, generator=keyed(seed, "first picture", prompt), **size).images[0]
     picture.save(path)
     log.info(f"first picture by {source}: {path}")
     return str(path)
+
+
+def check_asked(source: str | None, prompt: str | None) -> None:
+    """ValueError unless both are given."""
+    if not source or not prompt:
+        raise ValueError(
+            "input.image=generate needs input.prompt='...' and input.text_to_image=ID, a diffusers text-to-image "
+            "pipeline, e.g. stabilityai/stable-diffusion-2-1-base or a downloaded folder"
+        )
