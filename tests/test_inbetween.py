@@ -21,7 +21,7 @@ from timelapse.inbetween import chain, fill  # noqa: E402
 from timelapse.input import gaps_of  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
-from timelapse.stages import evaluate, export, fit, sample  # noqa: E402
+from timelapse.stages import evaluate, export, fit, restore, sample  # noqa: E402
 
 SMALL = [
     "trainer=cpu",
@@ -92,7 +92,7 @@ def test_a_chain_shows_each_keyframe_once_as_given_and_asks_once_a_gap():
         gaps_of([1, 2, 3], 2, 14)
 
 
-def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_path):
+def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_path, caplog):
     run = small_run(tmp_path)
     before = {n: p.detach().clone() for n, p in run.model.backbone.named_parameters()}
     fit(run)
@@ -112,6 +112,9 @@ def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_pat
         delta = run.model.backbone.delta()
     for name, d in again.model.backbone.delta().items():
         torch.testing.assert_close(d, delta[name], rtol=0, atol=1e-6)
+    restore(again)
+    assert f"using model.reverse.delta={tmp_path} on model.weights" in caplog.text
+    assert "before finetuning" not in caplog.text
 
 
 def test_loss_is_algorithm_one_with_the_clean_target(small_svd):
@@ -168,7 +171,12 @@ def test_pairs_of_footage_are_measured_on_and_never_trained_on(tmp_path):
     still = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 8, 8)
     write_video(tmp_path / "clip.mkv", still, lossless=True)
     (tmp_path / "pairs.jsonl").write_text('{"key": "clip-0", "file": "clip.mkv", "first": 0, "last": 5}\n')
-    typed = ["dataset=pairs", f"dataset.list={tmp_path}/pairs.jsonl", f"dataset.root={tmp_path}", f"dataset.index={tmp_path}/index"]
+    typed = [
+        "dataset=pairs",
+        f"dataset.list={tmp_path}/pairs.jsonl",
+        f"dataset.root={tmp_path}",
+        f"dataset.index={tmp_path}/index",
+    ]
     with pytest.raises(ValueError, match=r"stages=\[sample,evaluate,report\] ckpt=RUN_DIR") as error:
         fit(small_run(tmp_path / "fit", *typed))
     assert "\n" not in str(error.value)

@@ -219,7 +219,9 @@ def restore(run: Run) -> None:
     module = run.module
     fitted = module.backbone is not None and "fit" in run.cfg.stages
     if run.checkpoint is None:
-        log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using the weights before finetuning")
+        delta = (run.cfg.model.get("reverse") or {}).get("delta")
+        used = f"model.reverse.delta={delta} on model.weights" if delta else "the weights before finetuning"
+        log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {used}")
     state = {} if fitted or run.checkpoint is None else read(run.checkpoint, optimizer=False)["state_dict"]
     averaged = any(key.startswith("ema.") for key in state) if state else None
     if not fitted and hasattr(module, "materialise"):  # others hold their network from the start
