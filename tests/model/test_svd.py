@@ -149,6 +149,13 @@ def test_wrong_deltas_and_numbers_are_said_in_one_line(small_svd, tmp_path):
     wide.export(tmp_path)
     with pytest.raises(ValueError, match="does not fit"):
         _ = small_svd(reverse={**REVERSE, "delta": str(tmp_path / "delta.safetensors")}).backbone
+    for own, line in (
+        ({"rotate": "none"}, "'model.reverse.rotate=all'"),
+        ({"train": ["to_v"]}, r"'model.reverse.train=\[to_v,to_out.0\]'"),
+    ):
+        with pytest.raises(ValueError, match=line) as error:
+            _ = small_svd(reverse={**REVERSE, **own, "delta": str(tmp_path / "delta.safetensors")}).backbone
+        assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="to_q, to_k, to_v and to_out.0"):
         _ = small_svd(reverse={**REVERSE, "train": ["to_x"]}).backbone
     with pytest.raises(ValueError, match="make them equal"):

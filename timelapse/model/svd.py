@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from functools import cached_property
@@ -90,9 +91,7 @@ class SVD:
         unet = self._part("unet", UNetSpatioTemporalConditionModel, self.dtype)
         backbone = SvdBackbone(unet, self.ids, self.reverse, self.joint, self.gradient_checkpointing, self.compile)
         if self.reverse and self.reverse["delta"] and not weights.meta():
-            from safetensors.torch import load_file
-
-            backbone.add(load_file(delta_file(self.reverse["delta"])))
+            backbone.add(read_delta(self.reverse))
         return backbone
 
     @cached_property
@@ -199,6 +198,25 @@ class NoText(nn.Module):
     def encode(self, captions: list[str]) -> Tensor:
         """(B,1,D) zeros."""
         return self.token.expand(len(captions), -1, -1)
+
+
+def read_delta(reverse: dict[str, Any]) -> dict[str, Tensor]:
+    """What `reverse["delta"]` names. ValueError where the JSON beside it (an export's, or a shipped weight's card) says
+    that it was trained otherwise: a delta learned under other maps fits, and is wrong."""
+    from safetensors.torch import load_file
+
+    file = delta_file(reverse["delta"])
+    about = file.with_suffix(".json")
+    trained = json.loads(about.read_text()) if about.is_file() else {}
+    for name in ("train", "rotate"):
+        here = reverse[name]
+        if name in trained and sorted(trained[name]) != sorted(here):  # matrices in any order
+            typed = json.dumps(trained[name]).replace('"', "").replace(" ", "")
+            raise ValueError(
+                f"svd: {about} says that the delta was trained with {name}={typed}, the config has "
+                f"model.reverse.{name}={here}; type 'model.reverse.{name}={typed}'"
+            )
+    return load_file(file)
 
 
 def delta_file(source: str) -> Path:

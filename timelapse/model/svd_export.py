@@ -52,7 +52,7 @@ def save_pipeline(model: Any, backbone: SvdBackbone, folder: Path) -> None:
 def save_delta(model: Any, backbone: SvdBackbone, folder: Path) -> None:
     """`delta.safetensors`: UNet parameter name -> what training added. Adding it to the UNet of any SVD checkpoint,
     and the rotated maps, give that checkpoint's network of backward motion. `delta.json`: which maps it needs
-    rotated."""
+    rotated; `model.reverse.delta` compares it with the config."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: d.cpu().contiguous() for name, d in backbone.delta().items()}, folder / "delta.safetensors")
     about = {"train": list(model.reverse["train"]), "rotate": model.reverse["rotate"]}
