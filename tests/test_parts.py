@@ -130,6 +130,16 @@ def test_a_checkpoint_is_not_trained_on_and_then_shown_in_the_place_of_what_was_
     assert "\n" not in str(error.value)
 
 
+def test_a_run_is_not_continued_on_numbers_of_another_precision(tmp_path):
+    from small import small_run
+
+    small_run(tmp_path)
+    with pytest.raises(ValueError, match="holds a run with another cache") as error:
+        small_run(tmp_path, "cache.pixels=false")
+    assert "\n" not in str(error.value)
+    small_run(tmp_path, f"paths.cache={tmp_path}/elsewhere", "train.keep=5")
+
+
 def test_a_module_that_shards_nothing_is_refused_under_a_trainer_that_does(tmp_path):
     typed = ["+experiment=pretrain_vae", "trainer=fsdp", "trainer.accelerator=cpu"]
     with pytest.raises(ValueError, match="Reconstruction holds its network whole .* type trainer=ddp") as error:

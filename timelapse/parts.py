@@ -87,7 +87,7 @@ class Run:
         if path.exists():
             old = OmegaConf.to_container(OmegaConf.load(path))
             new = OmegaConf.to_container(self.cfg)
-            shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed")
+            shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed", "cache")
             changed = [k for k in shaped if differs(old.get(k), new.get(k))]
             if changed and "fit" in self.cfg.stages:
                 raise ValueError(

@@ -79,13 +79,13 @@ def fit(run: Run) -> None:
 
     cfg = run.cfg
     torch.manual_seed(keyed_seed(cfg.seed, "fit") % 2**63)
-    data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
     folder = run.folder / "checkpoints"
     callbacks = [
-        Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every),
+        Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every, cfg.train.keep),
         StepProgress(),
         LearningRateMonitor("step"),
     ]
+    data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
     sampler = build(cfg.sampler)
     if cfg.train.sample_every and not hasattr(sampler, "pixels"):  # else a baseline that would show nothing of it
         from timelapse.callback.samples import Samples

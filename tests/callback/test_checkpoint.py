@@ -133,6 +133,15 @@ def test_the_newest_two_stay_and_what_a_kill_cut_short_goes(tmp_path):
     assert newest(folder).name == "step000005.ckpt"
 
 
+def test_more_stay_where_one_asks_for_more(tmp_path):
+    typed = ["train.steps=4", "train.checkpoint_every=1"]
+    for keep, stay in ((3, [2, 3, 4]), ("null", [1, 2, 3, 4])):
+        fit(small_run(tmp_path / str(keep), *typed, f"train.keep={keep}"))
+        assert [p.name for p in whole(tmp_path / str(keep) / "checkpoints")] == [f"step00000{n}.ckpt" for n in stay]
+    with pytest.raises(ValueError, match="train.keep=0 .* type 1 or more, or null for all"):
+        fit(small_run(tmp_path, *typed, "train.keep=0"))
+
+
 def test_what_one_process_of_many_could_not_write_is_an_error_of_all(tmp_path, caplog):
     """torch.distributed.checkpoint raises what is no Exception, with what each process raised in it."""
     failures = {1: (OSError(28, "No space left on device"), None)}

@@ -18,7 +18,8 @@ class Preempted(Exception):
 
 
 class Checkpoints(Checkpoint):
-    """Writes `folder`/step000200.ckpt every `every` steps, before each validation and at the end; keeps the newest.
+    """Writes `folder`/step000200.ckpt every `every` steps, before each validation and at the end; the newest
+    `keep` stay, None: all.
 
     A name without another ending is a whole checkpoint: it is written aside, in the background, and renamed.
     It gets its name after the step's row is in metrics.csv and before the validation of the step, so a run that goes
@@ -27,7 +28,11 @@ class Checkpoints(Checkpoint):
     SIGTERM (a cluster's preemption) saves after the step in hand and raises `Preempted`, without validating.
     """
 
-    def __init__(self, folder: Path, every: int, validate_every: int, keep: int = 2):
+    def __init__(self, folder: Path, every: int, validate_every: int, keep: int | None = 2):
+        if keep is not None and keep < 1:
+            raise ValueError(
+                f"train.keep={keep} would leave no checkpoint to go on from; type 1 or more, or null for all"
+            )
         self.folder, self.every, self.validate_every, self.keep = Path(folder), every, validate_every, keep
         self.signalled, self.stop, self.saved, self.held, self.before = False, False, 0, None, None
 
@@ -124,7 +129,7 @@ class Checkpoints(Checkpoint):
     def prune(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             writer(trainer).wait()
-            for old in whole(self.folder)[: -self.keep]:
+            for old in whole(self.folder)[: -self.keep] if self.keep else []:
                 remove(old)
 
     def _note(self, *_: Any) -> None:
