@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -70,6 +71,32 @@ def test_chunks_share_a_frame_and_the_first_is_that_of_a_single_clip(picture):
     assert about["known"] == [0] and about["frames"] == 13
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_memory_does_not_grow_with_the_length_of_a_video(picture, own):
+    """From an own picture, and from validation clips: what was made before the last piece is let go."""
+    from timelapse.sampling import sample_clips
+
+    some = ["input.image=null", "dataset.size=2", "train.validation_clips=1", "sample.count=1", "cache.enabled=false"]
+    made = run(picture, "sampler.n_chunks=5", *([] if own else some))
+    stream, held = made.module.stream, []
+
+    def watched(*args, **options):
+        for piece in stream(*args, **options):
+            held.append(living())
+            yield piece
+
+    made.module.stream = watched
+    (sample_input if own else sample_clips)(made)
+    assert len(held) == 5 and max(held[2:]) <= held[1]
+
+
+def living() -> int:
+    """Bytes of all tensors that are alive."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
 def test_the_last_latent_goes_on_without_being_decoded(picture):
     long = run(picture, "sampler.n_chunks=2", "sampler.start=null")
     seen = []
@@ -105,6 +132,8 @@ def test_a_pan_starts_from_one_side_and_leads_the_start(picture):
 def test_after_the_camera_each_chunk_has_the_samplers_own_start_and_its_filter_stays(picture):
     typed = [
         "input.camera=zoom_in",
+        "input.camera_level=null",  # the paper's; the recipe of small latents has others
+        "input.camera_cutoff=null",
         "sampler.n_chunks=3",
         "+sampler.start.filter=butterworth",
         "+sampler.start.order=2",

@@ -44,9 +44,10 @@ def sample_clips(run: Any) -> None:
     size = 1 if shapes and world > 1 else cfg.sample.batch_size  # as many batches for each too
     for part in tqdm(alike(clips, filled, size), desc="sample", leave=False, disable=rank > 0):
         batch, known = collate([clips[i] for i in part]), torch.stack([masks[i] for i in part])
-        videos = on_device(run, batch, known, sampler)
-        for b, key in enumerate(batch["key"][:kept]):
-            save_sample(run.out / "samples", key, videos[b], batch, b, known[b], run, truth=batch["video"][b])
+        folder, mine = run.out / "samples", batch["key"][:kept]
+        length = write_pieces(folder, mine, stream(run, batch, known, sampler))
+        for b, key in enumerate(mine):
+            save_sample(folder, key, length, batch, b, known[b], run, truth=batch["video"][b])
         kept = max(0, kept - len(part))
     keep_only(run.out / "samples", clip_keys(clips)[:count])
 
@@ -91,19 +92,12 @@ def sample_input(run: Any) -> None:
     keys = [f"input-{name}-f{'+'.join(map(str, frames))}-n{n:02d}".replace("+", "_") for n in range(cfg.input.count)]
     repeat = lambda x, n: None if x is None else x.expand(n, *x.shape)
     folder = run.out / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     for at in tqdm(range(0, len(keys), cfg.sample.batch_size), desc="sample", leave=False):
         part = keys[at : at + cfg.sample.batch_size]
         batch = {"key": part, "caption": [caption] * len(part), "video": repeat(video, len(part))}
-        mine, length = part if rank == 0 else [], 0  # all run the network, which may be sharded; process 0 writes
-        with ExitStack() as files:  # written as they are made: a long video is never whole in memory
-            shown = [files.enter_context(VideoFile(folder / f"{key}.mp4")) for key in mine]
-            exact = [files.enter_context(VideoFile(folder / f"{key}.mkv", lossless=True)) for key in mine]
-            for piece in stream(run, batch, repeat(known, len(part)), sampler, repeat(layout, len(part)), lead):
-                length += piece.shape[1]
-                for b in range(len(mine)):
-                    shown[b].add(piece[b])
-                    exact[b].add(piece[b])
+        mine = part if rank == 0 else []  # all run the network, which may be sharded; process 0 writes
+        pieces = stream(run, batch, repeat(known, len(part)), sampler, repeat(layout, len(part)), lead)
+        length = write_pieces(folder, mine, pieces)
         for b, key in enumerate(mine):
             save_sample(folder, key, length, batch, b, known, run, given_frames=video)
     keep_only(folder, keys)
@@ -131,6 +125,22 @@ def leader(cfg: Any) -> Any:
     level = level if cfg.input.camera_level is None else cfg.input.camera_level
     cutoff = cutoff if cfg.input.camera_cutoff is None else cfg.input.camera_cutoff
     return build(cfg.sampler, start={"level": level, "cutoff": cutoff})  # its filter's other numbers stay
+
+
+def write_pieces(folder: Path, keys: list[str], pieces: Iterator[Tensor]) -> int:
+    """<key>.mp4 and <key>.mkv of the first videos of each piece (B,T,3,H,W), as they are made: a long video is never
+    whole in memory. Returns its frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    length = 0
+    with ExitStack() as files:
+        shown = [files.enter_context(VideoFile(folder / f"{key}.mp4")) for key in keys]
+        exact = [files.enter_context(VideoFile(folder / f"{key}.mkv", lossless=True)) for key in keys]
+        for piece in pieces:
+            length += piece.shape[1]
+            for b in range(len(keys)):
+                shown[b].add(piece[b])
+                exact[b].add(piece[b])
+    return length
 
 
 def keep_only(folder: Path, keys: list[str]) -> None:
