@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import torch
@@ -90,3 +91,20 @@ def test_every_link_of_the_guides_leads_somewhere():
     for guide in [ROOT / "README.md", *ROOT.glob("timelapse/*/README.md"), *ROOT.glob("experiments/*/README.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text()):
             assert target.startswith("http") or (guide.parent / target).exists(), f"{guide}: {target}"
+
+
+def test_every_extra_that_somebody_is_told_to_install_is_there_and_pinned():
+    texts = [
+        file.read_text() for folder in ("timelapse", "conf") for file in (ROOT / folder).rglob("*.*") if told(file)
+    ]
+    named = {
+        extra for text in [*texts, (ROOT / "Makefile").read_text()] for extra in re.findall(r"'\.\[([\w,]+)\]'", text)
+    }
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"dashboard", "frechet", "adamw8bit"} <= {e for names in named for e in names.split(",")} <= extras.keys()
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / ".constraints.txt").read_text().splitlines()}
+    assert {re.match(r"[\w-]+", need)[0] for needs in extras.values() for need in needs} <= pinned
+
+
+def told(file: Path) -> bool:
+    return file.suffix in (".py", ".md", ".yaml")

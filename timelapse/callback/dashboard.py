@@ -1,7 +1,7 @@
-"""The W&B dashboard of a run: a layout in dashboard.json beside it, put on the server when there is one.
+"""The layout of a run's W&B dashboard, in dashboard.json beside it; a run sends it along as a file and no more.
 
-`python -m timelapse.callback.dashboard RUN_DIR ENTITY` makes the workspace from a run's dashboard.json, e.g.
-after `wandb sync`. It needs the package wandb-workspaces and a key.
+`python -m timelapse.callback.dashboard RUN_DIR ENTITY` puts it on the server as a workspace, e.g. after `wandb sync`.
+It needs the package wandb-workspaces (extra dashboard) and a key.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def workspace(spec: dict[str, Any], entity: str) -> Any:
         import wandb_workspaces.reports.v2 as panels
         import wandb_workspaces.workspaces as workspaces
     except ImportError:
-        raise ValueError("the dashboard needs wandb-workspaces; pip install wandb-workspaces") from None
+        raise ValueError(
+            "the dashboard needs wandb-workspaces; pip install wandb-workspaces, in a checkout "
+            "pip install -c .constraints.txt -e '.[dashboard]'"
+        ) from None
 
     def panel(p: dict[str, Any]) -> Any:
         layout = panels.Layout(w=p.get("width", 8), h=p.get("height", 6))

@@ -142,7 +142,10 @@ class InceptionV3(nn.Module):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as e:
-            raise ValueError("InceptionV3: its code is in a package that is missing; pip install torch-fidelity") from e
+            raise ValueError(
+                "InceptionV3: its code is in a package that is missing; pip install torch-fidelity, in a checkout "
+                "pip install -c .constraints.txt -e '.[frechet]'"
+            ) from e
         self.net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
         self.requires_grad_(False).eval()
 

@@ -23,7 +23,10 @@ def check_kind(kind: str, sharded: bool = False) -> None:
         try:
             import torchao.optim  # noqa: F401  (from then on checkpoints that hold its tensors can be read)
         except ImportError:
-            raise ValueError("module.optimizer=adamw8bit needs torchao; pip install torchao") from None
+            raise ValueError(
+                "module.optimizer=adamw8bit needs torchao; pip install torchao, in a checkout "
+                "pip install -c .constraints.txt -e '.[adamw8bit]'"
+            ) from None
     if kind == "muon" and sharded:
         raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or module.optimizer=adamw")
 
