@@ -71,6 +71,26 @@ def test_window_attention_is_the_naive_gather(rope, window):
     torch.testing.assert_close(ours, naive_temporal(attn, x, 4, 3, window, rope), rtol=0, atol=1e-6)
 
 
+def test_the_window_copies_the_first_frames_keys_once_for_each_neighbour_and_no_frame():
+    """What training keeps beyond plain attention over time grows with the window's places, not with the frames."""
+
+    def kept(window, frames, places=48, width=16):
+        attn, sizes = layer(width), {}
+
+        def pack(x):
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        x = draw(frames, places, width).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = TemporalAttention(window)(attn, x, frames=frames, height=6)
+        assert out.requires_grad  # held until all is counted
+        return sum(sizes.values()) / (places * width * 4)  # in frames' keys
+
+    for frames in (8, 32):
+        assert kept(3, frames) - kept(1, frames) == pytest.approx(2 * 8, abs=0.2)  # keys and values of 8 neighbours
+
+
 def test_without_a_window_it_is_plain_attention_over_time():
     attn, x = layer(), draw(2 * 4, 6, 16)
     ours = TemporalAttention(1, "heads")(attn, x, frames=4, height=2)
