@@ -93,9 +93,11 @@ def test_a_chain_shows_each_keyframe_once_as_given_and_asks_once_a_gap():
 
 
 def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_path, caplog):
+    caplog.set_level("INFO")
     run = small_run(tmp_path)
     before = {n: p.detach().clone() for n, p in run.model.backbone.named_parameters()}
     fit(run)
+    assert caplog.text.count("attention maps stored at a time") == 1  # at the first step
     moved = {n for n, p in run.model.backbone.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if n.startswith("reverse.")} and len(moved) == 8
     state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]

@@ -103,8 +103,10 @@ def test_reversed_values_under_rotated_maps_give_the_reversed_output():
     assert (back - ahead).abs().max() > 1e-3
 
 
-def test_one_batch_of_both_motions_equals_two_passes_with_stored_maps(model, inputs):
+def test_one_batch_of_both_motions_equals_two_passes_with_stored_maps(model, inputs, caplog):
     backbone, condition = model.backbone, condition_of(inputs)
+    caplog.set_level("INFO")
+    backbone.said = 0
     answers = []
     for joint in (True, False):
         backbone.joint = joint
@@ -112,6 +114,7 @@ def test_one_batch_of_both_motions_equals_two_passes_with_stored_maps(model, inp
             answers.append(backbone(inputs["zt"], inputs["t"], condition, motion="both")[0])
         # two clips, 3 layers at 16 places and the middle one at 4, 2 heads, 5 x 5 float32
         assert backbone.stored == (0 if joint else 2 * (3 * 16 + 4) * 2 * 25 * 4)
+        assert caplog.text.count("attention maps stored at a time: 0.0 MiB") == (0 if joint else 1)
     backbone.joint = True
     torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
     assert (answers[0][0] - answers[0][1]).abs().max() > 1e-2

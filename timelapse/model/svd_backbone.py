@@ -3,6 +3,7 @@ from the last, or the two at once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from timelapse.model.attention import Maps, TemporalAttention, Use
 from timelapse.types import Condition
 
+log = logging.getLogger("timelapse")
 ROTATE = ("all", "up", "none")
 MOTIONS = ("forward", "backward", "both", "twice")
 
@@ -44,7 +46,7 @@ class SvdBackbone(nn.Module):
         self.width = unet.config.block_out_channels[0]
         self.motion = "forward" if reverse is None else "backward"
         self.rotated = frozenset()
-        self.stored = 0  # bytes of the maps that the last pass kept; for reports
+        self.stored = self.said = 0  # bytes of the maps that the last pass kept; the most so far
         self.reverse = nn.ParameterDict()  # keys with "/" for ".", which parameter names cannot have
         if reverse is not None:
             if reverse["rotate"] not in ROTATE:
@@ -131,9 +133,16 @@ class SvdBackbone(nn.Module):
             with torch.no_grad(), self.attention.use(Use(record=maps, layers=self.rotated)):
                 ahead = self.run(zt, t, *first)
             self.stored = maps.nbytes
+            self.report()
         with self.attention.use(Use(replay=maps, layers=self.rotated, weights=self.weights())):
             back = self.run(zt.flip(1), t, *last).flip(1)
         return (torch.stack([ahead, back]) if motion == "both" else back), {}
+
+    def report(self) -> None:
+        """To the log at the first pass, and again where more is stored than ever before."""
+        if self.stored > self.said and not self.unet.conv_in.weight.is_meta:
+            log.info(f"attention maps stored at a time: {self.stored / 2**20:.1f} MiB")
+            self.said = self.stored
 
     def side_by_side(self, zt: Tensor, t: Tensor, first: tuple[Tensor, Tensor], last: tuple[Tensor, Tensor]) -> Tensor:
         """Forward and reversed clips as one batch: (2,B,t,c,h,w), both in forward time."""

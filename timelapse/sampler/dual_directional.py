@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ from timelapse.sampler.euler import check_guidance, check_process, check_steps, 
 from timelapse.sampler.fuse import WEIGHTS, fused
 from timelapse.sampler.init import FrameInit, begin, undrawn
 from timelapse.types import Condition
-
-log = logging.getLogger("timelapse")
 
 
 class DualDirectional:
@@ -71,11 +68,7 @@ class DualDirectional:
         negative_tokens: not read, the unconditional branch is the model's. draw: more of its law, for recurrence."""
         denoise = fused(model, condition, backbone, self.motion, self.weights, self.guidance)
         noise = begin(self.start, noise, condition, model.process)
-        latent = self.integrate(model, denoise, noise, draw, progress)
-        stored = getattr(backbone or model.backbone, "stored", 0)
-        if stored:
-            log.info(f"attention maps stored at a time: {stored / 2**20:.1f} MiB")
-        return latent
+        return self.integrate(model, denoise, noise, draw, progress)
 
     def integrate(
         self, model: Any, denoise: Any, noise: Tensor, draw: Callable[[], Tensor], progress: bool | None
