@@ -65,6 +65,6 @@ def test_a_slow_drift_is_hidden_from_neighbours_and_seen_from_the_first_frame():
     assert value(SubjectConsistencyFirst(net, 2)) == pytest.approx((math.cos(1.0) + math.cos(1.1)) / 2, abs=1e-6)
     whole = sum(math.cos(0.1 * t) for t in range(1, 12)) / 11
     assert value(SubjectConsistencyFirst(net)) == pytest.approx(whole, abs=1e-6)
-    assert value(SubjectConsistencyFirst(net, 100)) == pytest.approx(whole, abs=1e-6)  # frame 0 is not compared to itself
+    assert value(SubjectConsistencyFirst(net, 100)) == pytest.approx(whole, abs=1e-6)  # not frame 0 to itself
     with pytest.raises(ValueError, match="frames=0"):
         SubjectConsistencyFirst(net, 0)
