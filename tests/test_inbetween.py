@@ -174,6 +174,21 @@ def test_own_pictures_of_any_size_become_one_video(tmp_path, caplog):
     evaluate(run)  # fidelity at the given places
 
 
+def test_three_pictures_go_through_the_network_into_one_video_twice_the_same(tmp_path):
+    files = [picture(tmp_path / f"{n}.jpg", n, (8, 8)) for n in range(3)]
+    made = []
+    for folder in ("a", "b"):
+        run = small_run(tmp_path / folder, f"input.frames=[{','.join(files)}]", "input.between=[2,5]")
+        run.check()
+        sample(run)
+        (path,) = (run.out / "samples").glob("*n00.mkv")
+        made.append(read_video(path))
+    assert len(made[0]) == 3 + 2 + 5 and (made[0] == made[1]).all()
+    places = [0, 3, 9]
+    assert ((inbetween.load(files, 8, 8) + 1) * 127.5 - made[0][places].float()).abs().max() <= 1
+    assert all((made[0][k] != made[0][places]).flatten(1).any(1).all() for k in (1, 2, 4, 5, 6, 7, 8))
+
+
 def test_pairs_of_footage_are_measured_on_and_never_trained_on(tmp_path):
     still = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 8, 8)
     write_video(tmp_path / "clip.mkv", still, lossless=True)
@@ -247,7 +262,13 @@ def test_started_twice_without_a_fit_process_0_samples_alone(tmp_path, monkeypat
 
 def test_wrong_pictures_are_one_clear_line(tmp_path):
     a = picture(tmp_path / "a.png", 1, (8, 8))
-    for frames, line in ((f"[{a}]", "give two or more"), (f"[{a},{tmp_path}/no.jpg]", "no.jpg is not there")):
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    for frames, line in (
+        (f"[{a}]", "give two or more"),
+        (f"[{a},{tmp_path}/no.jpg]", "no.jpg is not there"),
+        (f"[{a},{text}]", "text.jpg: not a readable photograph"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=line):
             sample(small_run(tmp_path / "run", f"input.frames={frames}"))
         with pytest.raises((ValueError, FileNotFoundError), match=line):  # before anything is cached or trained

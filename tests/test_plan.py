@@ -227,6 +227,36 @@ def test_a_unet_is_counted_too(experiment):
         check_memory(cfg, 1e-3)
 
 
+def test_recorded_maps_have_a_row_of_their_own_where_the_model_records_them():
+    """Heads x frames^2 numbers at each place of each rotated layer; in float32 also under autocast, as softmax is."""
+    from timelapse.build import build
+    from timelapse.model.attention import Maps, Use
+
+    row = "recorded attention maps"
+    cfg = config("model.weights=null", "train.batch_size=3", experiment="svd_backward")
+    counts, backbone = count(cfg), build(cfg.model).backbone
+    where = {"down_blocks.0": 64, "mid_block": 16, "up_blocks.1": 64}  # latents of 8x8, halved once
+    places = [next(n for at, n in where.items() if layer.startswith(at)) for layer in backbone.rotated]
+    one = sum(places) * 2 * 14**2 * 4
+    assert counts.maps == one and planned(cfg, counts, 1)[row] * GIB == pytest.approx(3 * one)
+    assert memory(counts, 1, half=True, weight_bytes=2)[row] == memory(counts, 1, half=False)[row] * 2
+    up = config("model.weights=null", "model.reverse.rotate=up", experiment="svd_backward")
+    assert 0 < count(up).maps < one
+    off = config("model.weights=null", "model.reverse.rotate=none", experiment="svd_backward")
+    assert row not in planned(off, count(off), 1) and row not in memory(COUNTS, 1)
+
+    zt = torch.randn(1, 14, 16, 8, 8)  # and the activations hold none of them
+    image, token, maps = torch.randn(1, 16, 8, 8), torch.randn(1, 1, 32), Maps()
+    with torch.no_grad(), backbone.attention.use(Use(record=maps, layers=backbone.rotated)):
+        backbone.run(zt, torch.ones(1), image, token)
+    assert maps.nbytes == one
+    weights = Use(replay=maps, layers=backbone.rotated, weights=backbone.weights())
+    with backbone.attention.use(weights), kept_for_backward(backbone) as kept:
+        backbone.run(zt, torch.ones(1), image, token)
+    held = {storage for group in kept.values() for storage in group}
+    assert len(maps) == len(backbone.rotated) and not held & {m.untyped_storage()._cdata for m in maps.values()}
+
+
 @pytest.mark.parametrize("experiment", ["pretrain_vae", "pretrain_svd_vae", "pretrain_vjepa"])
 def test_what_is_no_backbone_on_whole_clips_is_not_counted_as_one_and_it_is_said(experiment, caplog):
     cfg = config("model.weights=null", experiment=experiment)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timelapse.dataset.photos import probe
 from timelapse.sampler.camera import check_camera
 from timelapse.text_to_image import check_asked
 
@@ -96,9 +97,14 @@ def listed(x: Any) -> list[Any]:
 
 
 def check_files(name: str, files: list[str]) -> None:
+    """FileNotFoundError for what is not there, ValueError for what is no picture, or not a whole one."""
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f"{name}: {file} is not there; give paths of pictures, from {Path.cwd()}")
+        try:
+            probe(file)
+        except ValueError as reason:
+            raise ValueError(f"{name}: {file}: {reason}") from None
 
 
 def check_frames(files: str | list[str], between: int | list[int] | None, frames: int) -> tuple[list[str], list[int]]:

@@ -56,6 +56,7 @@ class Counts:
     inputs: float = 0.0  # of those: what goes into blocks
     ends: float = 0.0  # what comes before and after the blocks
     block: float = 0.0  # what the largest block keeps
+    maps: float = 0.0  # bytes of attention maps that one pass records for another, of one clip
     flops: float = 0.0  # of one clip, forward and backward
 
 
@@ -92,6 +93,8 @@ def memory(
         "gathered blocks": 2 * word * counts.largest if gathers else (2 * counts.parameters if half else 0),
         "activations": batch_size * (again if checkpointing else share * counts.kept),
     }
+    if counts.maps:  # beside the activations: autograd keeps the turned copies, not these
+        rows["recorded attention maps"] = batch_size * counts.maps * (4 / weight_bytes if half else 1)  # softmax: fp32
     rows |= {f"frozen {name}": frozen_bytes * n for name, n in counts.frozen.items()}
     rows = {name: value / GIB for name, value in rows.items()}
     waiting = {MAIN: sum(shared.values()) / GIB} if offload else {}
@@ -145,10 +148,10 @@ def on_meta(part: DictConfig, numbers: dict[str, Any]) -> tuple[Any, nn.Module]:
 
 
 def kept_of(model: Any, backbone: nn.Module, cfg: DictConfig) -> dict[str, float]:
-    """Bytes that autograd keeps of one clip, by running it on the meta device."""
+    """Bytes that autograd and recorded maps keep of one clip, by running it on the meta device."""
     with Kernels(), kept_for_backward(backbone) as kept:
         forward(model, backbone, cfg)
-    return kept.sizes()
+    return kept.sizes() | {"maps": float(getattr(backbone, "stored", 0))}
 
 
 def operations(model: Any, backbone: nn.Module, cfg: DictConfig) -> float:
