@@ -148,6 +148,7 @@ def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():
     from omegaconf import OmegaConf
 
     from timelapse.report.study_table import Finding
+    from timelapse.run import identity
 
     files = sorted((ROOT / "conf/study").glob("*.yaml"))
     jobs = 0
@@ -156,12 +157,13 @@ def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():
             study = yaml.safe_load(path.read_text())["study"]
             for finding in map(lambda f: Finding(**f), study["findings"]):
                 assert {finding.better, finding.than} <= set(study["rows"]), finding.claim
-            methods = set()
+            methods, folders = set(), set()
             for _, _, overrides in expand({**study, "seeds": [0]}, []):
                 cfg = compose("config", overrides)
                 methods.add(OmegaConf.to_yaml(cfg))
+                folders.add((cfg.name, identity(overrides)))
                 jobs += 1
-            assert len(methods) == len(study["rows"])  # no two rows are the same method
+            assert len(methods) == len(folders) == len(study["rows"])  # no two rows are the same method, or one run
     assert len(files) >= 1 and jobs >= 10
 
 
