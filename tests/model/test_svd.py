@@ -9,11 +9,14 @@ from diffusers import AutoencoderKL, StableVideoDiffusionPipeline
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from timelapse import assets
 from timelapse.build import build
 from timelapse.conditioning.end_frames import EndFrames
+from timelapse.metric.motion_direction import places
 from timelapse.model.svd_backbone import SvdBackbone
 from timelapse.model.svd_codec import inflate, resize
 from timelapse.model.svd_export import image_processor, scheduler
+from timelapse.randomness import keyed
 from timelapse.run import CONF
 from timelapse.sampler.dual_directional import DualDirectional
 
@@ -140,6 +143,40 @@ def test_delta_moves_to_another_checkpoint_by_one_line(small_svd, tmp_path):
     assert len(delta) == 2 * len(model.backbone.attention.layers) and all(d.abs().max() > 0 for d in delta.values())
     for name, weight in moved.backbone.weights().items():
         torch.testing.assert_close(weight, own[name] + delta[name], rtol=0, atol=1e-6)
+
+
+def test_backward_motion_that_ships_is_taken_by_its_name(small_svd, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    model = small_svd(seed=1, reverse=REVERSE)
+    with torch.no_grad():
+        for p in model.backbone.reverse.values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+    model.ship("the command")
+    again = small_svd(seed=1, reverse={**REVERSE, "delta": "svd_tiny_backward"})
+    for name, weight in again.backbone.weights().items():
+        torch.testing.assert_close(weight, model.backbone.weights()[name], rtol=2e-3, atol=2e-3)  # half precision
+    with pytest.raises(ValueError, match="rotate=all"):
+        _ = small_svd(reverse={**REVERSE, "rotate": "none", "delta": "svd_tiny_backward"}).backbone
+
+
+def test_what_ships_moves_on_from_its_first_frame_and_between_two():
+    """A car's clip of the synthetic world, by few steps: its last third lies ahead of its first, with and without the
+    second keyframe."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["+experiment=svd_backward", "model.reverse.delta=svd_tiny_backward"])
+    model, data = build(cfg.model), build(cfg.dataset, split="val", size=1)
+    model.backbone.eval()
+    truth = data[0]["video"][None]
+    few = {"steps": 4, "guidance": 1.0, "recurrence": 0, "progress": False}
+    for ends, weights in ([0], "forward"), ([0, -1], "average"):
+        known = torch.zeros(1, 14, dtype=torch.bool)
+        known[:, ends] = True
+        condition = EndFrames()({"video": truth}, model.codec, [keyed(0)], known)
+        noise = torch.randn(condition.latent.shape, generator=keyed(1))
+        with torch.no_grad():
+            latent = DualDirectional(weights=weights, **few)(model, condition, None, noise)
+            place = places(model.codec.decode(latent), truth)[0].float()
+        assert place[-5:].mean() - place[:5].mean() > 5  # of 13 frames; a still clip has 0
 
 
 def test_wrong_deltas_and_numbers_are_said_in_one_line(small_svd, tmp_path):
