@@ -73,10 +73,10 @@ def test_any_number_of_frames_lies_evenly_between(count, runs):
         return straight(pairs, keys)
 
     frames = fill(first, last, count, make, "k")
-    assert frames.shape == (count, 3, 1, 1) and len(asked) == len(set(asked)) == runs
-    wanted = torch.arange(1, count + 1) / (count + 1)
+    assert frames.shape == (count + 2, 3, 1, 1) and len(asked) == len(set(asked)) == runs
+    wanted = torch.arange(count + 2) / (count + 1)
     off = (frames[:, 0, 0, 0] - wanted).abs()
-    assert (off <= (1e-6 if count in (1, 3, 7, 15) else 0.5 / (count + 1) + 1e-6)).all()
+    assert (off <= (1e-6 if count in (0, 1, 3, 7, 15) else 0.5 / (count + 1) + 1e-6)).all()
     assert (frames[1:] > frames[:-1]).all()
 
 
@@ -95,6 +95,17 @@ def test_a_chain_shows_each_keyframe_once_as_given_and_asks_once_a_gap():
     assert gaps_of(None, 2, 14) == [12, 12] and gaps_of(3, 2, 14) == [3, 3] and gaps_of([3, 1], 2, 14) == [3, 1]
     with pytest.raises(ValueError, match="each of the 2 gaps"):
         gaps_of([1, 2, 3], 2, 14)
+
+
+def test_at_a_keyframe_stands_what_the_network_shows_of_it_no_seam_unless_the_picture_itself_is_asked_for():
+    """A network that loses detail: each clip is darker than its pictures by 0.1, the second clip by 0.3."""
+    pictures = torch.tensor([0.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 3, 2, 2)
+    lossy = lambda pairs, keys: straight(pairs, keys) - (0.1 if keys[0].startswith("key/0") else 0.3)
+    for between in ([3, 3], [7, 3]):
+        video, places = chain(pictures, between, lossy, "key")
+        torch.testing.assert_close(video[places][:, 0, 0, 0], torch.tensor([-0.1, 0.8, -0.3]))
+        assert torch.equal(chain(pictures, between, lossy, "key", exact=True)[0][places], pictures)
+    assert torch.equal(chain(pictures, [0, 0], lossy, "key")[0], pictures)
 
 
 def test_backward_motion_trains_its_matrices_alone_and_samples_both_ends(tmp_path, caplog):
@@ -178,7 +189,9 @@ def test_three_pictures_go_through_the_network_into_one_video_twice_the_same(tmp
     files = [picture(tmp_path / f"{n}.jpg", n, (8, 8)) for n in range(3)]
     made = []
     for folder in ("a", "b"):
-        run = small_run(tmp_path / folder, f"input.frames=[{','.join(files)}]", "input.between=[2,5]")
+        run = small_run(
+            tmp_path / folder, f"input.frames=[{','.join(files)}]", "input.between=[2,5]", "input.exact=true"
+        )
         run.check()
         sample(run)
         (path,) = (run.out / "samples").glob("*n00.mkv")

@@ -21,31 +21,36 @@ log = logging.getLogger("timelapse")
 Make = Callable[[Tensor, list[str]], Tensor]  # pairs (P,2,3,H,W) and their keys -> clips (P,T,3,H,W)
 
 
-def chain(pictures: Tensor, between: list[int], make: Make, key: str) -> tuple[Tensor, list[int]]:
+def chain(pictures: Tensor, between: list[int], make: Make, key: str, exact: bool = False) -> tuple[Tensor, list[int]]:
     """One video through all pictures, (L,3,H,W), and where they sit in it.
 
-    pictures: (K,3,H,W), K >= 2. between: frames in each of the K - 1 gaps. Segments share their ends and the pictures
-    stand there themselves, so none is shown twice and all are shown as given; speed may change at them.
+    pictures: (K,3,H,W), K >= 2. between: frames in each of the K - 1 gaps. Segments share their ends, and none is shown
+    twice: there stands what the network makes of the picture, on both sides averaged, as sharp as its neighbours.
+    exact: the picture itself, which is a seam where the codec loses detail. Speed may change at the pictures.
     """
-    video, places = [pictures[:1]], [0]
-    for s, count in enumerate(between):
-        frames = fill(pictures[s], pictures[s + 1], count, make, f"{key}/{s}")
-        video += [frames, pictures[s + 1, None]]
+    segments = [fill(*pictures[s : s + 2], count, make, f"{key}/{s}") for s, count in enumerate(between)]
+    places = [0]
+    for count in between:
         places.append(places[-1] + count + 1)
-    return torch.cat(video), places
+    video = torch.cat([segments[0][:1], *(segment[1:] for segment in segments)])
+    for place, (before, after) in zip(places[1:], zip(segments, segments[1:])):
+        video[place] = (before[-1] + after[0]) / 2
+    if exact:
+        video[places] = pictures
+    return video, places
 
 
 def fill(first: Tensor, last: Tensor, count: int, make: Make, key: str) -> Tensor:
-    """`count` frames between two pictures, (count,3,H,W), evenly spaced in time.
+    """`count` frames between two pictures, and these as the network shows them: (count+2,3,H,W), evenly spaced in time.
 
     A network makes T frames at once. Where more are wanted, a few of those T become keyframes themselves, as few as
     give segments of T - 1 steps or less, and each segment is made anew; the wanted instants take the nearest frame of
     the finest clips: the same path, shown at the asked pace, each frame off by at most half a frame. 20 frames by a
-    network of 14 take three runs of it.
+    network of 14 take three runs of it. None takes none, and the pictures come back as they are.
     """
     if count == 0:
-        return first.new_zeros(0, *first.shape)
-    instants = {k: k / (count + 1) for k in range(1, count + 1)}  # in the segment (0, 1)
+        return torch.stack([first, last])
+    instants = {k: k / (count + 1) for k in range(count + 2)}  # in the segment [0, 1]
     segments, done = {key: (first, last, instants, count + 1.0)}, {}  # last: steps needed in the segment
     while segments:
         clips = make(torch.stack([torch.stack(ends[:2]) for ends in segments.values()]), list(segments))
@@ -53,18 +58,17 @@ def fill(first: Tensor, last: Tensor, count: int, make: Make, key: str) -> Tenso
         if steps < 2:
             raise ValueError("input.between: a clip of 2 frames has none between them; type video.frames=3 or more")
         for (name, (a, b, wanted, needed)), clip in zip(segments.items(), clips):
-            clip = torch.cat([a[None], clip[1:-1], b[None]])
             if needed <= steps + 1e-6:
                 done |= {k: clip[round(u * steps)] for k, u in wanted.items()}
                 continue
+            told = torch.cat([a[None], clip[1:-1], b[None]])  # a finer clip is told what this one was
             marks = keyframes(steps, needed)
             for left, right in zip(marks, marks[1:]):
-                within = {
-                    k: (u * steps - left) / (right - left) for k, u in wanted.items() if left < u * steps <= right
-                }
-                if within:
+                own = {k: u * steps for k, u in wanted.items() if left < u * steps <= right or u * steps == left == 0}
+                if own:
+                    within = {k: (at - left) / (right - left) for k, at in own.items()}
                     share = needed * (right - left) / steps
-                    finer[f"{name}.{left}"] = (clip[left], clip[right], within, share)
+                    finer[f"{name}.{left}"] = (told[left], told[right], within, share)
         segments = finer
     return torch.stack([done[k] for k in sorted(done)])
 
@@ -107,7 +111,7 @@ def sample_between(run: Any) -> None:
     stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(Path(f).stem for f in files))
     keys = [f"between-{stem}-n{n:02d}" for n in range(cfg.input.count)]
     for key in keys:
-        video, places = chain(pictures, between, make, key)
+        video, places = chain(pictures, between, make, key, cfg.input.exact)
         known = torch.zeros(len(video), dtype=torch.bool)
         known[places] = True
         given = torch.zeros_like(video)
