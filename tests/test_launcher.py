@@ -113,6 +113,8 @@ def test_finished_means_every_stage_asked_for(tmp_path: Path):
     mark_finished(tmp_path, ["sample"], ["seed=1", "sample.count=16"])
     assert finished(tmp_path, ["sample"], ["sample.count=16", "trainer=ddp"])
     assert not finished(tmp_path, ["sample"]) and not finished(tmp_path, ["report"], ["sample.count=16"])
+    mark_finished(tmp_path, ["export"])  # which has nothing to do with samples
+    assert finished(tmp_path, ["fit", "export"]) and finished(tmp_path, ["fit", "sample"], ["sample.count=16"])
     (tmp_path / "finished.json").write_text("{")  # cut short by a full disk: run again rather than trust it
     assert not finished(tmp_path, ["fit"])
 

@@ -12,18 +12,23 @@ MARKER = "finished.json"
 ASKED = ("sample.", "input.", "ckpt=")  # overrides that make other samples in the same run directory
 
 
+SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice of samples; the others to the run
+
+
 def finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> bool:
     """Whether every one of these stages has ended well here, with the same samples asked for."""
     marker = _read(Path(run_dir) / MARKER)
-    return set(stages) <= set(marker["stages"]) and asked(overrides) == marker["asked"]
+    same = asked(overrides) == marker["asked"] or not SAMPLED & set(stages)
+    return same and set(stages) <= set(marker["stages"])
 
 
 def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """Add stages to the run's marker; call it after the last of them has ended well."""
     path = Path(run_dir) / MARKER
-    before = _read(path)
-    kept = before["stages"] if before["asked"] == asked(overrides) else []
-    marker = {"stages": list(dict.fromkeys([*kept, *stages])), "asked": asked(overrides)}
+    before, now = _read(path), asked(overrides)
+    if SAMPLED & set(stages) and before["asked"] != now:  # what was made of other samples is gone
+        before = {"stages": [s for s in before["stages"] if s not in SAMPLED], "asked": now}
+    marker = {"stages": list(dict.fromkeys([*before["stages"], *stages])), "asked": before["asked"]}
     write(path, json.dumps(marker))
 
 
