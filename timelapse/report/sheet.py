@@ -137,7 +137,8 @@ def run_sheet(
             made = labels[i] if labels else f"made from frame {' and '.join(map(str, sample.known))}"
             if len(runs) > 1 and not labels:
                 made = f"{runs[i].name}, {made}"
-            told = {"truth": f"{sample.caption}: real clip", "given": f"{sample.caption}: given"}
+            of = f"{sample.caption}: " if sample.caption else ""
+            told = {"truth": f"{of}real clip", "given": f"{of}given"}
             for name, video in sample.videos.items():
                 if name in told and i:
                     continue  # the same for all
