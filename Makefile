@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml .constraints.txt
 demo: $(STAMP)   ## the main job at tiny scale; prints where the report is
 	$(BIN)/python -m timelapse.run +experiment=drepa_vjepa
 
-test: $(STAMP)   ## the tests, about 6 minutes on 2 cores
+test: $(STAMP)   ## the tests, under 5 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-all: $(STAMP) ## the slow ones too
