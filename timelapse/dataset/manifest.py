@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -55,14 +55,8 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected an object with the fields {', '.join(FIELDS)}")
         _check(row, path.parent, where)
@@ -95,3 +89,13 @@ def _check(row: dict[str, Any], root: Path, where: str) -> None:
             inside(root, relative)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, what it holds) of every line that is not blank; ValueError names one that is not JSON."""
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: not JSON ({error}); expected one object a line") from None

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from timelapse.dataset.fit import fit, to_unit
 from timelapse.dataset.footage import unique_name
 from timelapse.dataset.index import check_files, default_index, stamp
-from timelapse.dataset.manifest import inside
+from timelapse.dataset.manifest import inside, json_lines
 from timelapse.dataset.photos import natural, read_photo
 from timelapse.dataset.video import EXTENSIONS, Video, probe, read_frames
 
@@ -69,14 +69,8 @@ def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]]
 def read_list(path: Path) -> list[dict[str, Any]]:
     """Rows of a list; ValueError names the line that is malformed."""
     rows, seen = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(path):
         where = f"pairs: {path} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error}); expected one object a line") from None
         row = row if isinstance(row, dict) else {}
         key, file, frames, first, last = (row.get(name) for name in ("key", "file", "frames", "first", "last"))
         pictures = isinstance(frames, list) and all(isinstance(f, str) for f in frames)
