@@ -14,6 +14,8 @@ class Process:
     network says, "v" or "epsilon"; `output` below is that.
     snr_shift: divides the signal-to-noise ratio: 1.0 for CogVideoX-5B, 3.0 for 2B (arXiv:2403.03206).
     zero_terminal_snr: make the last time pure noise (Lin et al. 2023, arXiv:2305.08891, Alg. 1).
+    time_shift: s of the law of training times, u evenly drawn -> s u / (1 + (s - 1) u) (arXiv:2403.03206, eq. 23): 1 is
+    even; at 3 the last time is drawn three times as often, the first a third as often. Sampling is not touched.
 
     Numbers equal diffusers' `CogVideoXDDIMScheduler` bit for bit: alpha_bar is computed in float64, cast to
     float32, and only then are square roots taken. `z0`, `zt`, `v` are (B,t,c,h,w); `t` is (B,) integer.
@@ -28,7 +30,10 @@ class Process:
         zero_terminal_snr: bool = True,
         schedule: str = "scaled_linear",
         prediction: str = "v",
+        time_shift: float = 1.0,
     ):
+        if time_shift <= 0:
+            raise ValueError(f"process.time_shift is {time_shift}; expected a number above 0, e.g. 1 for even times")
         if not 0 < beta_start < beta_end < 1 or steps < 2 or snr_shift <= 0:
             raise ValueError(
                 f"process: need 0 < beta_start < beta_end < 1, steps >= 2, snr_shift > 0; got {beta_start}, "
@@ -46,7 +51,7 @@ class Process:
             )
         self.steps, self.beta_start, self.beta_end = steps, beta_start, beta_end
         self.snr_shift, self.zero_terminal_snr = snr_shift, zero_terminal_snr
-        self.schedule, self.prediction = schedule, prediction
+        self.schedule, self.prediction, self.time_shift = schedule, prediction, time_shift
         power = 0.5 if schedule == "scaled_linear" else 1.0
         ends = beta_start**power, beta_end**power
         betas = torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** (1 / power)
@@ -84,8 +89,12 @@ class Process:
         return self.alpha(t) * zt - self.sigma(t) * output
 
     def draw(self, generators: list[torch.Generator]) -> Tensor:
-        """(B,) training times, uniform, clip b's from generators[b]."""
-        return torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])
+        """(B,) training times by the law of `time_shift`, clip b's from generators[b]."""
+        even = torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])
+        if self.time_shift == 1:
+            return even
+        u = (even + 0.5) / self.steps
+        return (self.steps * self.time_shift * u / (1 + (self.time_shift - 1) * u)).long()
 
     def _at(self, t: Tensor) -> Tensor:
         if t.is_floating_point():
