@@ -213,17 +213,24 @@ def test_the_page_of_an_own_photograph_tells_how_it_was_made(tmp_path, pictures)
     from timelapse.report import write_report
     from timelapse.report.run_files import read_run
 
+    def hydra_notes(*typed: str) -> None:
+        (tmp_path / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in typed))
+
+    hydra_notes("+experiment=drepa_vjepa", "train.steps=7")
     small_run(tmp_path, experiment="drepa_vjepa")  # fitted some day; its config knows of no photograph
     typed = ["+experiment=drepa_vjepa", f"input.image={pictures[0]}", "input.frame=4", "ckpt=some/run"]
+    hydra_notes(*typed, "stages=[report]")
     run = small_run(tmp_path, *typed[1:], "stages=[sample]", experiment="drepa_vjepa")
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in [*typed, "stages=[report]"]))
+    assert read_run(tmp_path).command.endswith("+experiment=drepa_vjepa train.steps=7")  # of the run itself
     said = read_run(run.out)
     assert said.config["input"]["image"] == str(pictures[0]) and said.config["input"]["frame"] == 4
     assert said.config["git_commit"]
     assert said.command.split() == ["python", "-m", "timelapse.run", *typed, "'stages=[sample,evaluate,report]'"]
     assert "tiny V-JEPA 2 (1.2 M, synthetic world) stands in for V-JEPA 2 ViT-L." in said.notes
-    assert all(html.escape(word) in write_report(run.out).read_text() for word in [*typed, *said.notes])
+    page = write_report(run.out).read_text()
+    assert all(html.escape(word) in page for word in [*typed, *said.notes])
+    assert "Loss by term" not in page  # nothing was trained for a photograph
 
 
 def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_path, pictures):

@@ -98,9 +98,13 @@ class Run:
             self.write_config(self.folder)
 
     def write_config(self, folder: Path) -> None:
+        """config.yaml and, as overrides.yaml, what was typed: Hydra's own note is of the last command typed here."""
         made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(made)))  # other processes read it meanwhile
+        typed = self.folder / ".hydra" / "overrides.yaml"
+        if typed.exists():
+            write(folder / "overrides.yaml", typed.read_text())
 
     @cached_property
     def out(self) -> Path:
@@ -116,8 +120,6 @@ class Run:
         out = self.folder / "input" / f"{stems}-{blake2b(which.encode(), digest_size=4).hexdigest()}"
         self.write_config(out)
         write_json(out / "notes.json", {"skipped": [], "notes": self.stand_ins()})
-        if (self.folder / ".hydra").is_dir():  # what was typed now
-            shutil.copytree(self.folder / ".hydra", out / ".hydra", dirs_exist_ok=True)
         return out
 
     @cached_property

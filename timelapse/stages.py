@@ -118,6 +118,8 @@ def fit(run: Run) -> None:
         log.info(f"going on from {last}")
     try:
         trainer.fit(run.module, data, ckpt_path=last, weights_only=True)
+        if run.device.type == "cuda":
+            log.info(f"at most {torch.cuda.max_memory_reserved(run.device) / 2**30:.1f} GiB of GPU memory reserved")
     except Preempted as stopped:
         log.info(f"{stopped}; the same command goes on from there")
         raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed

@@ -35,8 +35,7 @@ def make_run(folder: Path, caption: str = "a rose", clips: int = 2, known: tuple
     notes = {"skipped": [[f"{EVIL}.mp4", "2 frames"]], "notes": ["EfficientNet-Lite0 stands in for DINOv3"]}
     (folder / "notes.json").write_text(json.dumps(notes))
     (folder / "config.yaml").write_text("name: mine\nabout: One sentence.\nseed: 3\ngit_commit: abc1234+\n")
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra/overrides.yaml").write_text("- +experiment=mine\n- 'loss=[denoise]'\n- stages=[report]\n")
+    (folder / "overrides.yaml").write_text("- +experiment=mine\n- 'loss=[denoise]'\n- stages=[report]\n")
     history = History(folder)
     for step in range(4):
         history.log_metrics({"train/loss": 1.0, "train/denoise": 0.9, "train/drepa": 0.2}, step)

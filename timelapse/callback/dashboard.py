@@ -17,6 +17,7 @@ LAYOUT: dict[str, list[dict[str, Any]]] = {
     "Losses": [
         {"title": "training, by term", "lines": "^train/.*", "width": 12, "height": 8},
         {"title": "held out, at fixed timesteps and noise", "lines": "^val/.*", "width": 12, "height": 8},
+        {"title": "metrics of the samples while training", "lines": "^sample/.*", "width": 12, "height": 8},
     ],
     "Metrics": [
         {"title": "subject consistency (read with morphing degree)", "bars": "metric/subject_consistency"},

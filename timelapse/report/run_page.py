@@ -197,6 +197,9 @@ def curves(run: RunFiles) -> list[Markup]:
     """Training loss by term; held-out loss by term, a line a timestep."""
     head = tag("h2", "Loss by term")
     train = {n: c for n, c in run.curves.items() if n.startswith("train/") and c[0]}
+    given = run.config.get("input") or {}
+    if not train and (given.get("image") or given.get("frames") or "fit" not in run.config.get("stages", ["fit"])):
+        return []  # nothing was trained here
     if not train:
         return [head, missing("No curves yet: metrics.csv appears with the stage fit.")]
     plots = [
