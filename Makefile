@@ -10,7 +10,8 @@ help:            ## this list
 
 setup: $(STAMP)  ## .venv with everything in it
 
-# torch first and from the tested set: anything that asks for a newer one would bring gigabytes of CUDA.
+# torch first and from the tested set, so that nothing asks for a newer one after it. For Linux, PyPI has the build with
+# CUDA: gigabytes. Without a GPU point pip at PyTorch's CPU index (PIP_EXTRA_INDEX_URL).
 $(STAMP): pyproject.toml .constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .constraints.txt torch

@@ -71,7 +71,7 @@ def is_group(override: str) -> bool:
 
 def test_the_guides_are_found():
     assert len(GUIDES) > 15 and len(FOUND) > 40
-    assert ("+experiment=drepa_vjepa", "scale=paper", "trainer=fsdp") in FOUND
+    assert ("+experiment=drepa_vjepa", "scale=paper", "trainer=fsdp", "dataset.root=DIR") in FOUND
     assert any("trainer.num_nodes=8" in c for c in FOUND) and any("logger=wandb" in c for c in FOUND)
 
 

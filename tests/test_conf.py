@@ -177,3 +177,11 @@ def test_previews_at_paper_scale_cost_little_of_the_training_between_them():
         cfg = composed(f"+experiment={experiment}", "scale=paper")
         preview = cfg.sample.batch_size * build(cfg.sampler).steps * 2
         assert cfg.sample.batch_size == 1 and preview < 0.05 * 3 * cfg.train.sample_every
+
+
+@pytest.mark.parametrize("experiment", ["drepa_vjepa", "consisti2v", "svd_backward"])
+def test_a_papers_run_is_on_footage_never_on_the_painted_world(experiment):
+    cfg = composed(f"+experiment={experiment}", "scale=paper", "dataset.root=DIR")
+    assert cfg.dataset._target_ == "timelapse.dataset.clips.Clips" and cfg.dataset.root == "DIR"
+    tiny = composed(f"+experiment={experiment}")
+    assert tiny.dataset._target_ == "timelapse.dataset.synthetic.Synthetic"

@@ -243,3 +243,49 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
     outs = [small_run(tmp_path / "run", f"input.image={p}", f"input.frame={f}").out for p, f in typed]
     assert len({*outs}) == 3 and outs[0] == outs[3]
     assert all(out.parent.name == "input" and out.name.startswith("a-") for out in outs)
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("train.checkpoint_every=0", "train.checkpoint_every=0; type a whole number of 1 or more"),
+        ("train.validate_every=0", "train.validate_every=0"),
+        ("train.learning_rate=abc", "train.learning_rate=abc; type a number above 0"),
+        ("module.held_out_timesteps=[1000]", "whole numbers in 0..999"),
+        ("conditioning.law=[99]", r"conditioning.law=\[99\]: frame .* outside the clip of 17 frames"),
+        ("sample.weights=emma", "type ema"),
+        ("dataset=clips", "dataset.root is not set: type dataset.root=DIR"),
+    ],
+)
+def test_a_number_that_would_fail_in_the_middle_of_a_training_fails_before_it(tmp_path, typed, said):
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path, "+experiment=drepa_vjepa", typed)
+
+
+def test_no_dataset_is_asked_for_where_none_is_read(tmp_path, pictures):
+    check(tmp_path, "+experiment=finetune_only", "dataset=clips", "stages=[sample]", f"input.image={pictures[0]}")
+    check(tmp_path, "+experiment=finetune_only", "scale=paper", "stages=[plan]")
+    with pytest.raises(ValueError, match="two pictures at one place"):
+        image = f"input.image=[{pictures[0]},{pictures[1]}]"
+        check(tmp_path, "+experiment=finetune_only", "stages=[sample]", image, "input.frame=[16,-1]")
+
+
+def test_files_left_out_are_those_of_now_and_the_footage_is_told(tmp_path):
+    from small import small_run
+
+    from timelapse.report.run_files import read_run
+
+    class Footage:
+        skipped = [("a.mp4", "empty file")]
+
+        def summary(self):
+            return {"clips": 3, "held_out_by": "source"}
+
+    for _ in range(2):  # a second start, after the file was repaired
+        run = small_run(tmp_path)
+        run.note("train", Footage())
+        run.note("val", Footage())
+        said = read_run(tmp_path)
+        assert said.skipped == [(str(file), reason) for file, reason in Footage.skipped]
+        assert said.footage == dict.fromkeys(("train", "val"), {"clips": 3, "held_out_by": "source"})
+        Footage.skipped = []

@@ -13,7 +13,9 @@ from small import small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.checkpoint import read  # noqa: E402
-from timelapse.stages import fit, restore  # noqa: E402
+from timelapse.report import write_report  # noqa: E402
+from timelapse.report.run_files import read_run  # noqa: E402
+from timelapse.stages import fit, restore, sample  # noqa: E402
 
 QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
 
@@ -47,3 +49,26 @@ def test_a_checkpoint_that_lacks_what_is_trained_is_refused_in_one_line(trained,
     with pytest.raises(ValueError, match="which this run trains") as error:
         restore(run)
     assert lost in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line_that_names_it(trained, tmp_path):
+    whole = newest(trained / "checkpoints").read_bytes()
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    for name, content in (("text", b"no checkpoint"), ("empty", b""), ("cut", whole[: len(whole) // 2])):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        with pytest.raises(ValueError, match=f"{path} is no whole checkpoint") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_samples_say_which_weights_made_them(trained, tmp_path, caplog):
+    quick = ["stages=[sample]", "sampler.steps=1", "sample.count=1", "train.validation_clips=1", "metric={}"]
+    sample(small_run(tmp_path / "other", *quick, f"ckpt={trained}"))
+    (tmp_path / "trained" / "checkpoints").mkdir(parents=True)
+    sample(small_run(tmp_path / "untrained", *quick))
+    for folder, said in (("other", str(newest(trained / "checkpoints"))), ("untrained", "weights before finetuning")):
+        [made] = read_run(tmp_path / folder).samples
+        assert made.weights == said
+        assert f"sampled with <b>{Path(said).stem}</b>" in write_report(tmp_path / folder).read_text()
+    assert f"ckpt={tmp_path / 'trained'}" in caplog.text  # what was meant, perhaps

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -131,9 +132,18 @@ def read(path: Path, optimizer: bool = True) -> dict[str, Any]:
     """A whole checkpoint in this process, whatever its form; `optimizer` False leaves out the larger half.
 
     As Lightning has it: `state_dict` (name -> tensor), `optimizer_states` (a list, parameters by number), and the rest.
+    ValueError for a file that is no checkpoint, or not a whole one.
     """
     if not is_sharded(path):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint["state_dict"]
+        except (RuntimeError, OSError, EOFError, KeyError, TypeError, UnpicklingError) as error:
+            why = f"no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[0][:120]
+            raise ValueError(
+                f"{path} is no whole checkpoint of a run ({why}); give ckpt=RUN_DIR, or its .ckpt"
+            ) from error
+        return checkpoint
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict

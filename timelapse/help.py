@@ -14,7 +14,7 @@ TEXT = """timelapse - image-to-timelapse video diffusion, one experiment a file.
 
 Try:
   python -m timelapse.run +experiment=drepa_vjepa
-  python -m timelapse.run +experiment=drepa_vjepa scale=paper trainer=fsdp
+  python -m timelapse.run +experiment=drepa_vjepa scale=paper trainer=fsdp dataset.root=DIR
   python -m timelapse.run -m +experiment=drepa_vjepa,finetune_only seed=0,1,2
   python -m timelapse.run +study=drepa_ablation
   python -m timelapse.run +experiment=drepa_vjepa 'stages=[sample]' ckpt=PATH input.image=photo.jpg input.frame=8

@@ -92,7 +92,7 @@ def sample_between(run: Any) -> None:
     cfg = run.cfg
     frames, size = cfg.video.frames, (cfg.video.height, cfg.video.width)
     files, between = check_frames(cfg.input.frames, cfg.input.between, frames)
-    pictures = load(files, *size)
+    pictures, said = load(files, *size, cfg.dataset.get("fit", "crop"))  # as the training clips were
     sampler = build(cfg.sampler)
     caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
     ends = torch.zeros(1, frames, dtype=torch.bool)
@@ -118,17 +118,20 @@ def sample_between(run: Any) -> None:
         given[places] = pictures
         if process()[0] == 0:
             save_sample(run.out / "samples", key, video, {"caption": [caption]}, 0, known, run, given_frames=given)
-        log.info(f"{key}: {len(video)} frames, the pictures at {places}")
+        log.info(f"{key}: {len(video)} frames, the pictures at {places}: {run.out / 'samples' / key}.mp4")
+    if process()[0] == 0:
+        run.remark(said)
     keep_only(run.out / "samples", keys)
 
 
-def load(files: list[str], height: int, width: int) -> Tensor:
-    """(K,3,H,W) in [-1,1]; says how each was fitted, and when two neighbours are the same picture."""
-    pictures = []
+def load(files: list[str], height: int, width: int, how: str = "crop") -> tuple[Tensor, list[str]]:
+    """(K,3,H,W) in [-1,1], and how each was fitted; warns when two neighbours are the same picture."""
+    pictures, said = [], []
     for file in files:
-        picture, fitted = load_image(file, height, width)
-        log.info(f"{file}: {fitted}")
+        picture, fitted = load_image(file, height, width, how)
+        said.append(f"{file}: {fitted}")
+        log.info(said[-1])
         if pictures and torch.equal(pictures[-1], picture):
             log.warning(f"{file} is the same picture as the one before it: nothing need move between them")
         pictures.append(picture)
-    return torch.stack(pictures)
+    return torch.stack(pictures), said

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, class_of
+from timelapse.check import check_draws, check_training
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.randomness import keyed_seed
@@ -30,14 +31,27 @@ class Run:
 
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg, self.folder = cfg, folder
+        self.skipped: list[tuple[str, str]] = []  # files that this process left out, and why
+        self.weights = ""  # that the network has now: a checkpoint, or none
 
     def check(self) -> None:
         """What would only fail after minutes of work fails now: ValueError."""
         wanted = self.cfg.trainer.accelerator
+        if "fit" in self.cfg.stages:
+            check_training(self.cfg.train)
+        if self.cfg.sample.weights not in ("ema", "raw"):
+            raise ValueError(f"sample.weights={self.cfg.sample.weights}; type ema (their average) or raw")
         if "fit" in self.cfg.stages and self.cfg.ckpt is not None:
             raise ValueError(
                 f"ckpt={self.cfg.ckpt}: the stage fit starts from model.weights, or goes on from the run's own last "
                 f"checkpoint; type 'stages=[sample,evaluate,report]' beside ckpt, or leave ckpt out"
+            )
+        own = self.cfg.input.frames is not None or self.cfg.input.image is not None
+        reads = {"cache", "fit"} if own else {"cache", "fit", "sample"}
+        if reads & {*self.cfg.stages} and OmegaConf.is_missing(self.cfg.dataset, "root"):
+            raise ValueError(
+                "dataset.root is not set: type dataset.root=DIR, a folder of your videos or photographs "
+                "(timelapse/dataset/README.md), or dataset=synthetic for the painted world"
             )
         if "sample" in self.cfg.stages:
             check_input(self.cfg)
@@ -59,6 +73,8 @@ class Run:
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:
                 check_known(self.cfg, parts)
+                if "model" in parts:
+                    check_draws(self.cfg, self.model, self.conditioning)
         if "fit" in self.cfg.stages:
             from lightning import LightningModule
 
@@ -119,7 +135,8 @@ class Run:
         which = json.dumps([*(str(picture.resolve()) for picture in pictures), given["frame"], given["between"]])
         out = self.folder / "input" / f"{stems}-{blake2b(which.encode(), digest_size=4).hexdigest()}"
         self.write_config(out)
-        write_json(out / "notes.json", {"skipped": [], "notes": self.stand_ins()})
+        if not (out / "notes.json").exists():
+            write_json(out / "notes.json", {"skipped": [], "notes": self.stand_ins()})
         return out
 
     @cached_property
@@ -195,7 +212,7 @@ class Run:
     def with_cache(self, dataset: Any, split: str) -> Any:
         if not asked(self.cfg.module, ["losses"]):
             return dataset
-        self.note(getattr(dataset, "skipped", []))
+        self.note(split, dataset)
         if not self.cfg.cache.enabled or not self.network:
             return dataset
         from timelapse.cache import cached
@@ -210,18 +227,24 @@ class Run:
         options = {"pixels": pixels, "store_pixels": store, "captions": captions, "workers": self.cfg.train.workers}
         return cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
 
-    def note(self, skipped: list[tuple[Any, str]]) -> None:
-        """notes.json for the report: what stands in for what, and which files were left out, with the reason."""
+    def note(self, split: str, dataset: Any) -> None:
+        """notes.json for the report: what stands in for what, the footage, and files left out, with the reason."""
         path = self.folder / "notes.json"
-        known = json.loads(path.read_text())["skipped"] if path.exists() else []
-        seen = {tuple(pair) for pair in known}
-        new = [[str(file), reason] for file, reason in skipped if (str(file), reason) not in seen]
+        new = {(str(file), reason): None for file, reason in getattr(dataset, "skipped", [])}
+        new = [pair for pair in new if pair not in self.skipped]
         for file, reason in new[:10]:
             log.warning(f"skipped {file}: {reason}")
         if len(new) > 10:
             log.warning(f"skipped {len(new) - 10} more; all are in {path}")
-        known += new
-        write_json(path, {"skipped": known, "notes": self.stand_ins()})
+        self.skipped += new
+        said = json.loads(path.read_text()) if path.exists() else {}
+        footage = said.get("footage", {}) | ({split: dataset.summary()} if hasattr(dataset, "summary") else {})
+        said |= {"skipped": self.skipped, "notes": self.stand_ins()} | ({"footage": footage} if footage else {})
+        write_json(path, said)
+
+    def remark(self, said: list[str]) -> None:
+        """More notes for the page of own pictures."""
+        write_json(self.out / "notes.json", {"skipped": [], "notes": [*self.stand_ins(), *said]})
 
     def stand_ins(self) -> list[str]:
         """What stands in for what, a sentence each."""

@@ -79,10 +79,11 @@ def sample_input(run: Any) -> None:
         meet()  # the others find what process 0 made
         images = [first_picture(*asked)]
     video, known = torch.zeros(T, 3, *size), given(frames, T)
-    sampler, layout, lead = build(cfg.sampler), None, None
+    sampler, layout, lead, said = build(cfg.sampler), None, None, []
     for path, frame in zip(images, frames):
-        video[frame], fitted = load_image(path, *size)
-        log.info(f"{path}: {fitted}; frame {frame} of 0..{T - 1}")
+        video[frame], fitted = load_image(path, *size, cfg.dataset.get("fit", "crop"))  # as the training clips were
+        said.append(f"{path}: {fitted}; frame {frame} of 0..{T - 1}")
+        log.info(said[-1])
     if cfg.input.camera is not None:
         layout, lead = led(cfg, images[0])
         video[0] = layout[0]
@@ -100,6 +101,9 @@ def sample_input(run: Any) -> None:
         length = write_pieces(folder, mine, pieces)
         for b, key in enumerate(mine):
             save_sample(folder, key, length, batch, b, known, run, given_frames=video)
+            log.info(f"made: {folder / key}.mp4")
+    if rank == 0:
+        run.remark(said)
     keep_only(folder, keys)
 
 
@@ -210,5 +214,6 @@ def save_sample(
         "seconds": None if seconds is None else seconds[b].tolist(),
         "seed": run.cfg.seed,
         "sampler": OmegaConf.to_container(run.cfg.sampler),
+        "weights": run.weights,
     }
     write_json(folder / f"{key}.json", about)

@@ -37,7 +37,7 @@ def run_stages(cfg: DictConfig) -> float | None:
     result = None
     for stage in cfg.stages:
         started = time.perf_counter()
-        log.info(f"{stage}: {run.folder}")
+        log.info(f"{stage}: {run.out if stage in ('sample', 'evaluate', 'report') else run.folder}")
         result = STAGES[stage](run)
         log.info(f"{stage}: {time.perf_counter() - started:.0f} s")
     if rank() == 0:
@@ -163,7 +163,7 @@ def report(run: Run) -> None:
     log.info(f"report: {write_report(run.out)}")
     for logger in run.loggers:
         if hasattr(logger, "publish"):
-            logger.publish(run.folder)
+            logger.publish(run.out)
 
 
 def plan(run: Run) -> None:
@@ -222,8 +222,12 @@ def restore(run: Run) -> None:
     fitted = module.backbone is not None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         delta = (run.cfg.model.get("reverse") or {}).get("delta")
-        used = f"model.reverse.delta={delta} on model.weights" if delta else "the weights before finetuning"
-        log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {used}")
+        run.weights = f"model.reverse.delta={delta} on model.weights" if delta else "weights before finetuning"
+        beside = sorted(path.parent for path in run.folder.parent.glob("*/checkpoints"))
+        hint = f"; trained runs beside it: {', '.join(f'ckpt={path}' for path in beside[:3])}" if beside else ""
+        log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {run.weights}{hint}")
+    else:
+        run.weights = str(run.checkpoint)
     state = {} if fitted or run.checkpoint is None else read(run.checkpoint, optimizer=False)["state_dict"]
     averaged = any(key.startswith("ema.") for key in state) if state else None
     if not fitted and hasattr(module, "materialise"):  # others hold their network from the start

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 
 from timelapse.dataset.clips import Clips
@@ -22,31 +25,44 @@ def rows_of_frames(clips: Clips, most: int = 8, columns: int = 9) -> list[np.nda
     return rows
 
 
+def options_of(typed: list[str]) -> dict[str, Any]:
+    """What was typed after the folder, as in a run: val_share=0, 'dataset.intervals=[86400]'. ValueError for a typo."""
+    taken = [name for name in signature(Clips).parameters if name not in ("root", "frames", "height", "width", "split")]
+    options = OmegaConf.to_container(OmegaConf.from_dotlist([option.removeprefix("dataset.") for option in typed]))
+    unknown = [name for name in options if name not in taken]
+    if unknown or any("=" not in option for option in typed):
+        raise ValueError(f"{' '.join(typed)}: expected name=value with options of dataset=clips: {', '.join(taken)}")
+    return options
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m timelapse.dataset", description=__doc__.split(": ")[1])
     parser.add_argument("root", help="folder, video, manifest.jsonl or CSV of captions")
+    parser.add_argument("options", nargs="*", help="as of dataset=clips: val_share=0 fit=pad 'intervals=[86400]' ...")
     parser.add_argument("--frames", type=int, default=17, help="frames of a clip (paper: 49)")
     parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--check", default="full", help="full, probe or none")
-    parser.add_argument("--photo-interval", type=float, help="seconds between photographs whose time nothing tells")
     parser.add_argument("--sheet", type=Path, help="picture to write: clips of train, then of val, as rows of frames")
-    args = parser.parse_args()
-    rows, size = [], tuple(args.size)
+    args = parser.parse_intermixed_args()
+    rows, skipped, failed = [], {}, 0
     for split in ("train", "val"):
         try:
-            clips = Clips(args.root, args.frames, *size, split, check=args.check, photo_interval=args.photo_interval)
-        except ValueError as error:
+            clips = Clips(args.root, args.frames, *args.size, split, **options_of(args.options))
+        except ValueError as error:  # what the other split made of it is shown all the same
             print(error, file=sys.stderr)
-            return 1
+            failed = 1
+            break
         for name, value in clips.summary().items():
             print(f"{split:>5} {name:>16}  {value}")
         rows += rows_of_frames(clips) if args.sheet else []
-    for path, reason in clips.skipped:
+        skipped |= {(str(path), reason): None for path, reason in clips.skipped}
+    for path, reason in skipped:
         print(f"skipped {path}: {reason}")
-    if args.sheet:
+    if rows:
+        widest = max(row.shape[1] for row in rows)
+        rows = [np.pad(row, ((0, 0), (0, widest - row.shape[1]), (0, 0))) for row in rows]  # buckets of several shapes
         Image.fromarray(np.concatenate(rows)).save(args.sheet)
         print(f"sheet: {args.sheet}")
-    return 0
+    return failed
 
 
 if __name__ == "__main__":

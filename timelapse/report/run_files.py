@@ -28,6 +28,7 @@ class Sample:
     seconds: list[float] | None
     videos: dict[str, Path]
     metrics: dict[str, float] = field(default_factory=dict)
+    weights: str = ""  # a checkpoint, or "weights before finetuning"; "" where no network made it, or nobody noted it
 
 
 @dataclass
@@ -43,6 +44,7 @@ class RunFiles:
     curves: dict[str, Curve]  # column of metrics.csv -> its cells, without blanks
     skipped: list[tuple[str, str]]  # file, reason
     notes: list[str]  # what stands in for what
+    footage: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> what the dataset says of itself
 
     @property
     def name(self) -> str:
@@ -73,6 +75,7 @@ def read_run(folder: Path | str) -> RunFiles:
         curves=read_curves(folder / "metrics.csv"),
         skipped=[(str(path), str(reason)) for path, reason in notes.get("skipped", [])],
         notes=[str(note) for note in notes.get("notes", [])],
+        footage=notes.get("footage", {}),
     )
 
 
@@ -122,6 +125,7 @@ def read_samples(folder: Path, per_clip: dict[str, dict[str, float]]) -> list[Sa
                 known=[known] if isinstance(known, int) else list(known),
                 frames=int(said.get("frames", 0)),
                 seconds=said.get("seconds"),
+                weights=str(said.get("weights") or ""),
                 videos=videos,
                 metrics={n: v for n, v in (per_clip.get(key) or {}).items() if v is not None and math.isfinite(v)},
             )

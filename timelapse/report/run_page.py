@@ -70,6 +70,7 @@ def facts(run: RunFiles) -> Markup:
         "loss": " + ".join(config.get("loss") or {}) or None,
         "steps": None if trained is None else trained + 1,
         "seed": run.seed,
+        "sampled with": " · ".join(sorted({Path(s.weights).stem for s in run.samples if s.weights})) or None,
         "commit": config.get("git_commit"),
     }
     chips = [tag("li", f"{name} ", tag("b", value)) for name, value in said.items() if value is not None]
@@ -260,6 +261,11 @@ def honesty(run: RunFiles) -> list[Markup]:
     parts = []
     if run.notes:
         parts += [tag("h2", "What stands in for what"), tag("ul", *[tag("li", n) for n in run.notes], class_="plain")]
+    if run.footage:
+        names = list(dict.fromkeys(name for said in run.footage.values() for name in said if name != "split"))
+        text = lambda x: ", ".join(f"{k}: {v}" for k, v in x.items()) if isinstance(x, dict) else "" if x is None else x
+        rows = [[name.replace("_", " "), *(text(said.get(name)) for said in run.footage.values())] for name in names]
+        parts += [tag("h2", "Footage"), table(("", *run.footage), rows)]
     if run.skipped:
         rows = [[path, reason] for path, reason in run.skipped]
         parts += [
