@@ -17,3 +17,9 @@ def test_a_card_tells_every_command_that_made_a_weight(tmp_path, monkeypatch):
         assets.add_numbers(path, {"steps": 1}, before)
     assert assets.history("net") == ["first", "second", "third"]
     assert json.loads((tmp_path / "net.json").read_text())["recipe"] == "third"
+
+
+def test_the_main_experiments_small_networks_take_less_than_12_mb():
+    """What a first contact downloads with the package: VAE, transformer, text encoder, and both video encoders."""
+    stack = ("cogvideox_tiny_vae", "cogvideox_tiny_transformer", "cogvideox_tiny_text", "vjepa_tiny", "videomae_tiny")
+    assert sum((assets.FOLDER / f"{name}.safetensors").stat().st_size for name in stack) < 12e6

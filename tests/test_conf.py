@@ -185,3 +185,10 @@ def test_a_papers_run_is_on_footage_never_on_the_painted_world(experiment):
     assert cfg.dataset._target_ == "timelapse.dataset.clips.Clips" and cfg.dataset.root == "DIR"
     tiny = composed(f"+experiment={experiment}")
     assert tiny.dataset._target_ == "timelapse.dataset.synthetic.Synthetic"
+
+
+def test_the_shell_completes_experiments():
+    typed = {"COMP_LINE": "timelapse +experiment=drepa_v", "PATH": "/usr/bin:/bin"}
+    asked = [sys.executable, "-m", "timelapse.run", "-sc", "query=bash"]
+    done = subprocess.run(asked, env=typed, capture_output=True, text=True, timeout=60, cwd=CONF.parent)
+    assert done.stdout.split() == ["+experiment=drepa_videomae", "+experiment=drepa_vjepa"], done.stderr

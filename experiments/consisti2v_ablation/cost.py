@@ -1,6 +1,6 @@
 """What each part of ConsistI2V costs at inference: parameters, FLOPs, time and memory (the right half of Table 3).
 
-    python experiments/consisti2v_cost/measure.py [--scale tiny] [--repeats 3] [--device cpu]
+    python experiments/consisti2v_ablation/cost.py [--scale tiny] [--repeats 3] [--device cpu]
 
 One call of the network on one clip, batch 1, float32; VAE and text encoder are the same in all rows and left out, as in
 the paper. FLOPs are counted by torch (a multiply-add is 2). Memory is the peak above what lay there before the call:
