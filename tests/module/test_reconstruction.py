@@ -88,6 +88,19 @@ def test_standardising_changes_the_latent_as_said_and_the_picture_not(module):
     assert torch.allclose(vae.encode(x).latent_dist.std, torch.tensor(0.1), atol=1e-6)
 
 
+def test_a_decoder_goes_on_from_weights_whose_latents_are_standardised(module):
+    """Stages that never train the encoder measured no latents to standardise by: dividing by their zeros gave NaN."""
+    module.stages = STAGES[1:]
+    module._trainer = SimpleNamespace(global_step=0, strategy=SimpleNamespace(reduce=lambda x, **_: x))
+    before = {name: p.clone() for name, p in module.vae.state_dict().items()}
+    module.on_train_batch_start(batch(), 0)
+    assert all(torch.equal(p, before[name]) for name, p in module.vae.state_dict().items())
+    module.moments[:] = torch.tensor([[0.5], [1.25]])  # mean, mean square: deviation 1
+    module.on_train_batch_start(batch(), 0)
+    conv = module.vae.encoder.conv_out.conv
+    assert torch.allclose(conv.bias[:4], before["encoder.conv_out.conv.bias"][:4] - 0.5)
+
+
 def test_frozen_encoder_gets_no_gradient(module):
     _, output = module.forward(batch()["video"], 0.05, False, generators(2))
     output.square().mean().backward()

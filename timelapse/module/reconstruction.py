@@ -106,9 +106,12 @@ class Reconstruction(L.LightningModule):
     # -- one step ----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Before the first step with a frozen encoder: latents get unit variance, once and for all."""
+        """Before the first step with a frozen encoder: latents get unit variance, once and for all.
+
+        Not where no step trained the encoder before it: shipped weights, whose decoder goes on, have it already.
+        """
         stage, _ = self.stage(self.global_step)
-        if not stage.get("encoder", True) and not self.standardised:
+        if not stage.get("encoder", True) and not self.standardised and self.moments.any():
             mean, square = self.trainer.strategy.reduce(self.moments.clone(), reduce_op="mean")
             standardise(self.vae, mean, (square - mean**2).sqrt())
             fix_posterior(self.vae, self.stages[-1]["noise"])
