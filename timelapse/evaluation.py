@@ -35,7 +35,8 @@ def evaluate_run(run: Any) -> float | None:
     numbers, per_clip = evaluate(metrics, bar, alone=True)
     real: dict[str, float] = {}  # what SC and MD of the real clips are, where there are any
     if any((folder / f"{key}.truth.mkv").exists() for key in chosen):
-        real, _ = evaluate(metrics, truths(folder, list(chosen)), alone=True)
+        bar = tqdm(truths(folder, list(chosen)), total=len(chosen), desc="evaluate the real clips", leave=False)
+        real, _ = evaluate(metrics, bar, alone=True)
     n = {name: numbers.get(f"{name}_n") for name in metrics}
     write_json(run.out / "metrics.json", {**numbers, "seed": run.cfg.seed})
     write_json(
