@@ -99,11 +99,14 @@ def test_eps_cannot_be_asked_of_pure_noise():
 
 def test_shifted_training_times_follow_their_law():
     """u -> s u / (1 + (s - 1) u): at s = 3 half of the times lie above 0.75, and every integer time can be drawn."""
-    generators = lambda n: [keyed(0, i) for i in range(n)]
-    even, late = Process().draw(generators(8000)), Process(time_shift=3).draw(generators(8000))
-    assert late.dtype == torch.int64 and late.min() >= 0 and late.max() == 999
+    n = 8000
+    even, late, early = (Process(time_shift=s).draw([keyed(0, i) for i in range(n)]) for s in (1, 3, 1 / 3))
+    assert late.dtype == torch.int64
     for t, below in ((250, 0.1), (500, 0.25), (750, 0.5), (900, 0.75)):  # u = t / (s - (s - 1) t), t in [0,1]
         assert (even < t).float().mean() == pytest.approx(t / 1000, abs=0.02)
         assert (late < t).float().mean() == pytest.approx(below, abs=0.02)
+        assert (early >= 1000 - t).float().mean() == pytest.approx(below, abs=0.02)  # its mirror
+    half = lambda times: len({*times[times >= 500].tolist()})
+    assert half(late) > 490 and late.min() >= 0 and late.max() == 999  # 12 draws a time: no holes
     with pytest.raises(ValueError, match="time_shift"):
         Process(time_shift=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.checkpoint import read  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
+from timelapse.report.run_page import short_weights  # noqa: E402
 from timelapse.stages import fit, restore, sample  # noqa: E402
 
 QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
@@ -65,10 +67,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line_that_names_it(train
 def test_samples_say_which_weights_made_them(trained, tmp_path, caplog):
     quick = ["stages=[sample]", "sampler.steps=1", "sample.count=1", "train.validation_clips=1", "metric={}"]
     sample(small_run(tmp_path / "other", *quick, f"ckpt={trained}"))
+    (tmp_path / "killed" / "checkpoints").mkdir(parents=True)  # before its first one
     (tmp_path / "trained" / "checkpoints").mkdir(parents=True)
+    shutil.copy(newest(trained / "checkpoints"), tmp_path / "trained" / "checkpoints")
     sample(small_run(tmp_path / "untrained", *quick))
     for folder, said in (("other", str(newest(trained / "checkpoints"))), ("untrained", "weights before finetuning")):
         [made] = read_run(tmp_path / folder).samples
         assert made.weights == said
         assert f"sampled with <b>{Path(said).stem}</b>" in write_report(tmp_path / folder).read_text()
-    assert f"ckpt={tmp_path / 'trained'}" in caplog.text  # what was meant, perhaps
+    assert f"ckpt={tmp_path / 'trained'}" in caplog.text and "killed" not in caplog.text  # what was meant, perhaps
+    assert short_weights("model.reverse.delta=runs/x on model.weights") == "model.reverse.delta=runs/x on model.weights"

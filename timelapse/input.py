@@ -28,13 +28,12 @@ def check_input(cfg: Any) -> None:
                 raise ValueError("input.image=generate stands alone; make the picture first, then name its file")
             check_asked(cfg.input.text_to_image, cfg.input.prompt)
         check_files("input.image", [image for image in images if image != "generate"])
-        places = [frame % cfg.video.frames for frame in frames]
-        if len({*places}) < len(places):
-            raise ValueError(f"input.frame={frames}: two pictures at one place of the clip; give each its own frame")
         if len(images) != len(frames):
             raise ValueError(
                 f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
             )
+        if given(frames, cfg.video.frames).sum() < len(frames):
+            raise ValueError(f"input.frame={frames}: two pictures at one place of the clip; give each its own frame")
     if cfg.input.camera is not None:
         if cfg.input.image is None:
             raise ValueError("input.camera moves over a picture of your own; give input.image=photo.jpg")

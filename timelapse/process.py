@@ -90,11 +90,11 @@ class Process:
 
     def draw(self, generators: list[torch.Generator]) -> Tensor:
         """(B,) training times by the law of `time_shift`, clip b's from generators[b]."""
-        even = torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])
         if self.time_shift == 1:
-            return even
-        u = (even + 0.5) / self.steps
-        return (self.steps * self.time_shift * u / (1 + (self.time_shift - 1) * u)).long()
+            return torch.cat([torch.randint(self.steps, (1,), generator=g) for g in generators])
+        u = torch.cat([torch.rand(1, generator=g) for g in generators])
+        shifted = self.time_shift * u / (1 + (self.time_shift - 1) * u)
+        return (self.steps * shifted).long().clamp(max=self.steps - 1)
 
     def _at(self, t: Tensor) -> Tensor:
         if t.is_floating_point():

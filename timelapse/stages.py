@@ -163,7 +163,7 @@ def report(run: Run) -> None:
     log.info(f"report: {write_report(run.out)}")
     for logger in run.loggers:
         if hasattr(logger, "publish"):
-            logger.publish(run.out)
+            logger.publish(run.out, "" if run.out == run.folder else f"input/{run.out.name}/")
 
 
 def plan(run: Run) -> None:
@@ -216,6 +216,7 @@ def trained(run: Run) -> None:
 
 def restore(run: Run) -> None:
     """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already)."""
+    from timelapse.callback.checkpoint import newest
     from timelapse.checkpoint import read
 
     module = run.module
@@ -223,7 +224,7 @@ def restore(run: Run) -> None:
     if run.checkpoint is None:
         delta = (run.cfg.model.get("reverse") or {}).get("delta")
         run.weights = f"model.reverse.delta={delta} on model.weights" if delta else "weights before finetuning"
-        beside = sorted(path.parent for path in run.folder.parent.glob("*/checkpoints"))
+        beside = [path.parent for path in sorted(run.folder.parent.glob("*/checkpoints")) if newest(path)]
         hint = f"; trained runs beside it: {', '.join(f'ckpt={path}' for path in beside[:3])}" if beside else ""
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {run.weights}{hint}")
     else:

@@ -69,14 +69,17 @@ class Wandb(WandbLogger):
         save_dashboard(identity.parent, project)
 
     @rank_zero_only
-    def publish(self, run_dir: Path) -> None:
-        """The finished run: samples with captions, metrics into its summary, the report as a file."""
-        log_samples([self], Path(run_dir) / "samples")
-        for name, value in final_numbers(Path(run_dir)).items():
-            self.experiment.summary[f"metric/{name}"] = value
-        for name in ("report.html", "dashboard.json"):
-            if (Path(run_dir) / name).exists():
-                self.experiment.save(str(Path(run_dir) / name), base_path=str(run_dir), policy="now")
+    def publish(self, folder: Path, prefix: str = "") -> None:
+        """What is in a folder of the run: samples with captions, metrics into its summary, the report as a file.
+
+        prefix: of their names, for a folder of own pictures: the run's own numbers stay.
+        """
+        log_samples([self], folder / "samples", key=f"{prefix}samples")
+        for name, value in final_numbers(folder).items():
+            self.experiment.summary[f"{prefix}metric/{name}"] = value
+        for path in (folder / "report.html", Path(self.save_dir) / "dashboard.json"):
+            if path.exists():
+                self.experiment.save(str(path), base_path=str(self.save_dir), policy="now")
 
 
 class TensorBoard(TensorBoardLogger):
@@ -94,14 +97,17 @@ class TensorBoard(TensorBoardLogger):
         self.experiment.add_image(key, image, step or 0, dataformats="HWC")
 
     @rank_zero_only
-    def publish(self, run_dir: Path) -> None:
-        log_samples([self], Path(run_dir) / "samples")
-        for name, value in final_numbers(Path(run_dir)).items():
-            self.experiment.add_scalar(f"metric/{name}", value)
+    def publish(self, folder: Path, prefix: str = "") -> None:
+        """As `Wandb.publish`, without the page."""
+        log_samples([self], folder / "samples", key=f"{prefix}samples")
+        for name, value in final_numbers(folder).items():
+            self.experiment.add_scalar(f"{prefix}metric/{name}", value)
         self.experiment.flush()
 
 
-def log_samples(loggers: list[Logger], folder: Path, step: int | None = None, most: int = 16) -> None:
+def log_samples(
+    loggers: list[Logger], folder: Path, step: int | None = None, most: int = 16, key: str = "samples"
+) -> None:
     """The first `most` samples of a samples/ folder, with their captions, to every logger that shows videos."""
     about = sorted(folder.glob("*.json"))[:most]
     found = [(p.with_suffix(".mp4"), json.loads(p.read_text())) for p in about if p.with_suffix(".mp4").exists()]
@@ -111,7 +117,7 @@ def log_samples(loggers: list[Logger], folder: Path, step: int | None = None, mo
     for logger in loggers:
         if hasattr(logger, "log_video"):
             paths = [str(path) for path, _ in found]
-            logger.log_video("samples", paths, step=step, caption=captions)
+            logger.log_video(key, paths, step=step, caption=captions)
 
 
 def final_numbers(run_dir: Path) -> dict[str, float]:

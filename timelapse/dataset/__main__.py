@@ -47,8 +47,8 @@ def main() -> int:
     for split in ("train", "val"):
         try:
             clips = Clips(args.root, args.frames, *args.size, split, **options_of(args.options))
-        except ValueError as error:  # what the other split made of it is shown all the same
-            print(error, file=sys.stderr)
+        except (TypeError, ValueError) as error:  # of val: what train made of it is shown all the same
+            print(error, f"(options: {' '.join(args.options)})" if args.options else "", file=sys.stderr)
             failed = 1
             break
         for name, value in clips.summary().items():

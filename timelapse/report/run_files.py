@@ -136,7 +136,8 @@ def read_samples(folder: Path, per_clip: dict[str, dict[str, float]]) -> list[Sa
 def command(folder: Path) -> str:
     """What was typed; without `stages`, which say how far it went. Beside a checkpoint of elsewhere nothing is
     fitted, so that what follows the fit is named."""
-    path = folder / "overrides.yaml"
+    noted = (folder / "overrides.yaml", folder / ".hydra" / "overrides.yaml")  # of the run; of the last command in it
+    path = next((path for path in noted if path.exists()), noted[0])
     overrides = (yaml.safe_load(path.read_text()) or []) if path.exists() else []
     kept = [str(o) for o in overrides if not str(o).startswith("stages=")]
     if any(o.startswith("ckpt=") for o in kept):

@@ -70,11 +70,16 @@ def facts(run: RunFiles) -> Markup:
         "loss": " + ".join(config.get("loss") or {}) or None,
         "steps": None if trained is None else trained + 1,
         "seed": run.seed,
-        "sampled with": " · ".join(sorted({Path(s.weights).stem for s in run.samples if s.weights})) or None,
+        "sampled with": " · ".join(sorted({short_weights(s.weights) for s in run.samples if s.weights})) or None,
         "commit": config.get("git_commit"),
     }
     chips = [tag("li", f"{name} ", tag("b", value)) for name, value in said.items() if value is not None]
     return tag("ul", *chips, class_="chips")
+
+
+def short_weights(said: str) -> str:
+    """A checkpoint by its name, anything else as it stands."""
+    return Path(said).stem if said.endswith(".ckpt") else said
 
 
 def headline(run: RunFiles) -> Markup:
