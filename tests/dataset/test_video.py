@@ -170,3 +170,14 @@ def test_a_file_that_went_away_is_named(tmp_path, make_video):
     for reader in ("pyav", seen.reader):
         with pytest.raises(OSError, match="a.mp4"):
             read(path, replace(seen, reader=reader), [0])
+
+
+@pytest.mark.parametrize("check", ["full", "probe"])
+def test_a_file_that_counts_no_frames_and_ends_before_its_length_is_cut_short(tmp_path, make_video, check):
+    """Matroska: what is left of it decodes without an error."""
+    path = make_video(tmp_path / "a.mkv", frames=40, textured=True)
+    assert len(probe(path, check).times()) == 40
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"damaged: it ends after [12]\.\d of 4\.0 s"):
+        probe(path, check)
+    assert len(probe(path, "none").times()) < 30

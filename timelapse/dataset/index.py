@@ -20,7 +20,7 @@ from timelapse.dataset import photos, video
 
 log = logging.getLogger(__name__)
 CHECKS = ("full", "probe", "none")
-VERSION = 1  # raise it when what is remembered of a file changes
+VERSION = 2  # raise it when what is remembered of a file changes
 
 
 def default_index(root: Path) -> Path:

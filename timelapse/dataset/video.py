@@ -89,13 +89,15 @@ def read_frames(path: str | Path, video: Video, indices: Sequence[int]) -> Itera
 
 
 def _probe(path: str, check: str) -> Video:
-    packets, corrupt, ticks, keys = 0, 0, set(), set()
+    packets, corrupt, ticks, keys, end = 0, 0, set(), set(), 0.0
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("not a readable video: it has no video stream")
         stream = container.streams.video[0]
-        for packet in container.demux(stream):
-            if packet.size == 0:
+        for packet in container.demux():
+            if packet.pts is not None:  # of any stream: sound may go on behind the pictures
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream or packet.size == 0:
                 continue
             if packet.pts is None:
                 raise ValueError("no frame times: remux the file, ffmpeg -i IN -c copy OUT.mp4")
@@ -106,10 +108,13 @@ def _probe(path: str, check: str) -> Video:
             if not packet.is_discard:  # hidden by an edit list, needed only to decode what follows
                 ticks.add(packet.pts)
         announced, tick = stream.frames, float(stream.time_base)  # frames is 0 where the container does not say
+        length = (container.duration or 0) / av.time_base  # seconds that the container's head tells; 0: it does not
         codec, aspect = stream.codec_context.name, float(stream.sample_aspect_ratio or 1)
         rate = float(stream.average_rate or 1)
     if check != "none" and (corrupt or packets < announced):
         raise ValueError(f"damaged: {packets} of {announced} frames are there, {corrupt} of them marked corrupt")
+    if check != "none" and not announced and end < 0.9 * length:  # Matroska counts no frames
+        raise ValueError(f"damaged: it ends after {end:.1f} of {length:.1f} s")
     ticks, spots = sorted(ticks), {}
     if check == "full":
         ticks, spots = _decode_all(path, _spots(ticks, sorted(keys)))
