@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -152,8 +152,25 @@ class Store:
             self.files.rm_file(f"{self.root}/{name}")
 
 
+def empty_caption(store: Store) -> Tensor | None:
+    """(1,L,D) tokens of the empty caption, which guidance reads; None where the cache has none that is intact."""
+    for name in store.names("empty-*.tokens"):
+        if name == f"empty-{digest(data := store.read(name))}.tokens":
+            return load(data)["tokens"].float()
+    return None
+
+
 def digest(data: bytes) -> str:
     return blake2b(data, digest_size=16).hexdigest()
+
+
+def text_key(model: Any) -> str:
+    """Of the text encoder, which a full cache need not load: T5-XXL is 9.5 GB in every process."""
+    key = getattr(model, "text_key", None)
+    if key is None:
+        weights = fingerprint(model.text)
+        key = getattr(model, "text_key", None) or weights  # a hub's files are here now
+    return key
 
 
 @torch.no_grad()
@@ -181,7 +198,7 @@ def cached(
         "spec": spec,
         "files": getattr(dataset, "fingerprint", lambda: "")(),
         "codec": fingerprint(model.codec, without="vae.decoder."),  # another decoder leaves the latents as they are
-        "text": fingerprint(model.text if captions else None),
+        "text": text_key(model) if captions else fingerprint(None),
         "encoder": fingerprint(encoder),
     }
     if store_pixels:
@@ -195,6 +212,12 @@ def cached(
     own = [names[i] for batch in batches for i in batch]
     verified = intact(store, own, known(store)[0], shown=which == 0)
     missing = {*own} - verified.keys()
+    if captions and which == 0 and empty_caption(store) is None:
+        data = save({"tokens": model.text.to(device).encode([""]).cpu()})
+        for damaged in store.names("empty-*.tokens"):
+            store.remove(damaged)
+        store.write(f"empty-{digest(data)}.tokens", data)
+        model.text.to("cpu")
     if missing:
         for part in (model.codec, model.text, encoder):
             if part is not None:

@@ -215,7 +215,7 @@ class Run:
         self.note(split, dataset)
         if not self.cfg.cache.enabled or not self.network:
             return dataset
-        from timelapse.cache import cached
+        from timelapse.cache import Store, cached, empty_caption
 
         places = ("root", "index", "check") if hasattr(dataset, "fingerprint") else ()  # files speak for themselves
         made_by = {k: v for k, v in OmegaConf.to_container(self.cfg.dataset).items() if k not in places}
@@ -225,7 +225,10 @@ class Run:
         store = self.cfg.cache.pixels and split == "train"
         captions = not getattr(self.module, "train_text", False)
         options = {"pixels": pixels, "store_pixels": store, "captions": captions, "workers": self.cfg.train.workers}
-        return cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
+        clips = cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
+        if captions and (empty := empty_caption(Store(clips.folder))) is not None:
+            self.module.constants[""] = empty
+        return clips
 
     def note(self, split: str, dataset: Any) -> None:
         """notes.json for the report: what stands in for what, the footage, and files left out, with the reason."""

@@ -122,6 +122,12 @@ class CogVideoX:
             )
         return Text(encoder, tokenizer, self.numbers["transformer"]["max_text_seq_length"])
 
+    @property
+    def text_key(self) -> str | None:
+        """Tells the published text encoder and its precision from others without loading it; None: ask its weights."""
+        key = weights.files_key(self._source("text"), "text_encoder", "tokenizer")
+        return key and f"{key} {self.frozen_dtype} {self.numbers['transformer']['max_text_seq_length']}"
+
     def materialise(self, backbone: Backbone) -> None:
         """Fill a backbone that was built on the meta device, sharded or not, and given memory by `to_empty`."""
         weights.fill(backbone, lambda: CogVideoX.backbone.func(self))

@@ -17,7 +17,7 @@ from timelapse.model import consisti2v_published as published
 from timelapse.model.consisti2v_unet import InflatedUNet
 from timelapse.model.kl_codec import KlCodec
 from timelapse.model.text import Text
-from timelapse.model.weights import compare, fill, from_hub, is_hub, meta, seeded, shipped
+from timelapse.model.weights import compare, files_key, fill, from_hub, is_hub, meta, seeded, shipped
 from timelapse.process import Process
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,12 @@ class ConsistI2V:
         load = CLIPTokenizer.from_pretrained
         tokenizer = from_hub("consisti2v", load, source, "tokenizer") if is_hub(source) else ByT5Tokenizer()
         return Text(encoder, tokenizer, self.numbers["text"]["max_position_embeddings"])
+
+    @property
+    def text_key(self) -> str | None:
+        """Tells the published text encoder and its precision from others without loading it; None: ask its weights."""
+        key = files_key(self._source("text"), "text_encoder", "tokenizer")
+        return key and f"{key} {self.frozen_dtype} {self.numbers['text']['max_position_embeddings']}"
 
     def materialise(self, backbone: InflatedUNet) -> None:
         """Fill a backbone that was built on the meta device and given memory by `to_empty`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,34 @@ def from_hub(model: str, load: Callable, source: str, folder: str, **options: An
             f"`hf download {source} --local-dir DIR` (accept its licence on the hub first if it is gated) and set "
             f"model.weights=DIR, or set model.weights=null for random weights"
         ) from error
+
+
+def files_key(source: str | None, *folders: str) -> str | None:
+    """Digest of a pipeline's files in some of its folders, without loading them: names, sizes and 64 samples of each.
+
+    None for what is not a pipeline, or is a hub's that is not on this machine yet. Copying changes nothing, other
+    numbers do: training moves every tensor, and the samples lie all over the file.
+    """
+    if not is_hub(source):
+        return None
+    root = Path(source)
+    if not root.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            root = Path(snapshot_download(source, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+    whole, some = blake2b(digest_size=8), False
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*") if path.is_file()):
+        size, some = path.stat().st_size, True
+        whole.update(f"{path.relative_to(root).as_posix()} {size}".encode())
+        with path.open("rb") as file:
+            for i in range(64):
+                file.seek(i * size // 64)
+                whole.update(file.read(min(65536, size // 64 + 1)))  # small files are read whole
+    return whole.hexdigest() if some else None
 
 
 def shipped(
