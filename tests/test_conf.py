@@ -111,6 +111,20 @@ def test_a_part_says_what_was_wrong_in_its_own_words():
         build(composed("sampler.steps=0").sampler)
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["dataset=clips", "dataset.root=.", "dataset.val_share=abc"], "dataset.val_share=abc; type a number"),
+        (["model.process.time_shift=high"], "model.process.time_shift=high; type a number"),
+        (["model.gradient_checkpointing=maybe"], "model.gradient_checkpointing=maybe; type true or false"),
+    ],
+)
+def test_text_for_a_number_is_said_before_anything_is_built(typed, said):
+    cfg = composed(*typed)
+    with pytest.raises(ValueError, match=said):
+        build(cfg[said.split(".")[0]])
+
+
 def test_frozen_configs_cannot_change():
     with pytest.raises(Exception, match="read-only"):
         frozen(composed()).seed = 3

@@ -7,10 +7,12 @@ from inspect import signature
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.errors import root_cause
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # annotations are text here
 
 
 def build(part: DictConfig, **kwargs: Any) -> Any:
@@ -25,6 +27,7 @@ def build(part: DictConfig, **kwargs: Any) -> Any:
             f"{where}: no _target_ among ({keys}); a number was set for a part that is not switched on? "
             f"choose the part first, e.g. 'loss=[denoise,drepa]'"
         )
+    check_numbers(part, where)
     try:
         return instantiate(part, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -32,6 +35,20 @@ def build(part: DictConfig, **kwargs: Any) -> Any:
         if isinstance(cause, (ValueError, FileNotFoundError)):  # the user's: say it as the part said it
             raise type(cause)(f"{where}: {cause}") from error
         raise
+
+
+def check_numbers(part: DictConfig, where: str) -> None:
+    """ValueError for text where the constructor asks for a number: it would fail in the middle of some comparison."""
+    try:
+        wanted = signature(get_object(part["_target_"])).parameters
+    except (ImportError, ValueError):  # not there, or without a signature: building says so
+        return
+    for name, value in part.items():
+        if isinstance(value, DictConfig) and "_target_" in value:
+            check_numbers(value, f"{where}.{name}")
+        kind = wanted[name].annotation if name in wanted else None
+        if isinstance(value, str) and kind in KINDS:
+            raise ValueError(f"{where}.{name}={value}; type {KINDS[kind]}")
 
 
 def build_all(parts: DictConfig) -> dict[str, Any]:
