@@ -181,7 +181,7 @@ def test_bad_input_is_one_clear_line(picture, overrides, message):
         ("input.camera=perspective input.points=5", r"input\.points=5: expected a convex quadrilateral"),
         ("input.camera=zoom_in input.camera_level=1000", r"level=1000 is outside of the process; use 0\.\.999"),
         ("input.camera=zoom_in input.camera_level=850.5", r"level=850\.5; expected a whole number"),
-        ("input.camera=zoom_in input.camera_cutoff=x", "start.cutoff=x; type a number"),
+        ("input.camera=zoom_in input.camera_cutoff=x", "cutoff=x, .*stop frequencies of 0 or more"),
         ("sampler.start.level=850.5", r"sampler: frameinit: level=850\.5; expected a whole number"),
         ("sampler.start.level=x", "start.level=x; type a whole number"),
         ("sampler.start.cutoff=x", "start.cutoff=x; type a number"),
