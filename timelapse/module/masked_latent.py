@@ -17,7 +17,7 @@ from timelapse import assets
 from timelapse.encoder.grid import imagenet_pixels
 from timelapse.encoder.probe import effective_rank
 from timelapse.module.masking import BlockMask, split
-from timelapse.module.optimizer import NormClipping, optimizer_of
+from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
@@ -48,6 +48,7 @@ class MaskedLatent(NormClipping, L.LightningModule):
         covariance: float = 0.005,
         times: list[tuple[int, float]] = ((2, 0.85), (8, 0.15)),
         cycles: int = 1,
+        optimizer: str = "adamw",
         seed: int = 0,
     ):
         """network: encoder and predictor to train. masks: prediction tasks, taken in turn by step.
@@ -56,9 +57,11 @@ class MaskedLatent(NormClipping, L.LightningModule):
         Loshchilov & Hutter 2017). They are: learning rate with linear `warmup` and a cosine down to a hundredth;
         decay of the moving average from `ema[0]` to `ema[1]`; `times`, pairs of latent frames seen a clip and share
         of the cycle, in order. variance, covariance: weights of the terms against collapse; 0 for V-JEPA's loss alone.
+        optimizer: its kind (timelapse.module.optimizer).
         """
         super().__init__()
-        self.network = network
+        check_kind(optimizer)
+        self.network, self.optimizer = network, optimizer
         self.target = copy.deepcopy(network.encoder).requires_grad_(False).eval()
         self.masks, self.cycle = list(masks), max(1, steps // cycles)
         self.learning_rate, self.warmup, self.weight_decay = learning_rate, warmup, weight_decay
@@ -147,7 +150,7 @@ class MaskedLatent(NormClipping, L.LightningModule):
     # -- optimizer and the slow encoder --------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = optimizer_of("adamw", [self.network], self.learning_rate, self.weight_decay, (0.9, 0.999))
+        optimizer = optimizer_of(self.optimizer, [self.network], self.learning_rate, self.weight_decay, (0.9, 0.999))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_cosine(step % self.cycle, self.warmup, self.cycle)
         )
