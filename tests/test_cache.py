@@ -17,7 +17,7 @@ from transformers import T5EncoderModel, VideoMAEConfig, VideoMAEModel
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
-from timelapse.cache import Store, cached, digest, fingerprint, rank, share  # noqa: E402
+from timelapse.cache import Store, cached, digest, empty_caption, fingerprint, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.encoder.videomae import VideoMAE  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
@@ -169,6 +169,7 @@ def test_a_full_cache_loads_no_published_text_encoder(tmp_path, monkeypatch):
         Store(clips.folder).write(name, bytes(data))
     mended = run_of()
     assert mended.train_clips.folder == clips.folder and torch.equal(mended.module.constant(""), empty)
+    assert torch.equal(empty_caption(Store(clips.folder)), empty)
 
     file = next((tmp_path / "pipeline" / "text_encoder").glob("*.safetensors"))
     state = load_file(file)

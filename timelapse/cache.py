@@ -155,7 +155,11 @@ class Store:
 def empty_caption(store: Store) -> Tensor | None:
     """(1,L,D) tokens of the empty caption, which guidance reads; None where the cache has none that is intact."""
     for name in store.names("empty-*.tokens"):
-        if name == f"empty-{digest(data := store.read(name))}.tokens":
+        try:
+            data = store.read(name)
+        except FileNotFoundError:  # another process found it damaged too
+            continue
+        if name == f"empty-{digest(data)}.tokens":
             return load(data)["tokens"].float()
     return None
 
@@ -214,9 +218,10 @@ def cached(
     missing = {*own} - verified.keys()
     if captions and which == 0 and empty_caption(store) is None:
         data = save({"tokens": model.text.to(device).encode([""]).cpu()})
-        for damaged in store.names("empty-*.tokens"):
-            store.remove(damaged)
-        store.write(f"empty-{digest(data)}.tokens", data)
+        damaged = store.names("empty-*.tokens")
+        store.write(name := f"empty-{digest(data)}.tokens", data)
+        for other in {*damaged} - {name}:
+            store.remove(other)
         model.text.to("cpu")
     if missing:
         for part in (model.codec, model.text, encoder):
@@ -252,6 +257,9 @@ def cached(
                 part.to("cpu")
         verified |= made["clips"]
     verified = wait_for_others(store, names, verified, batches_of, of)
+    until = time.monotonic() + AGAIN
+    while captions and which and of > 1 and empty_caption(store) is None and time.monotonic() < until:
+        time.sleep(1)  # process 0 makes it
     if which == 0:
         merge(store, parts, {key: verified[key] for key in names})
     return Cached(dataset, folder, pixels, patience=AGAIN if of > 1 else 0.0)

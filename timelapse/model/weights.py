@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from timelapse import assets
 
@@ -36,32 +38,46 @@ def from_hub(model: str, load: Callable, source: str, folder: str, **options: An
         ) from error
 
 
-def files_key(source: str | None, *folders: str) -> str | None:
-    """Digest of a pipeline's files in some of its folders, without loading them: names, sizes and 64 samples of each.
+def files_key(source: str | None, folder: str, *others: str) -> str | None:
+    """Digest of a pipeline's files in `folder`, which holds a network, and `others`, without loading it.
 
-    None for what is not a pipeline, or is a hub's that is not on this machine yet. Copying changes nothing, other
-    numbers do: training moves every tensor, and the samples lie all over the file.
+    None for what is not a pipeline, and while the network is not, or not all, on this machine. A hub's files are told
+    by the digests that its cache names them by; those of a folder are read: seconds for T5-XXL, and no memory.
     """
-    if not is_hub(source):
+    if not is_hub(source) or (root := snapshot(source, folder)) is None or not complete(root / folder):
         return None
-    root = Path(source)
-    if not root.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+    files = sorted(path for name in (folder, *others) for path in (root / name).rglob("*") if path.is_file())
+    whole = blake2b(digest_size=8)
+    for path in tqdm(files, desc=f"read {root / folder}", delay=2, leave=False):
+        whole.update(path.relative_to(root).as_posix().encode())
+        if path.is_symlink() and path.resolve().parent.name == "blobs":
+            whole.update(path.resolve().name.encode())
+        else:
+            with path.open("rb") as file:
+                whole.update(file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
 
-        try:
-            root = Path(snapshot_download(source, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return None
-    whole, some = blake2b(digest_size=8), False
-    for path in sorted(path for folder in folders for path in (root / folder).rglob("*") if path.is_file()):
-        size, some = path.stat().st_size, True
-        whole.update(f"{path.relative_to(root).as_posix()} {size}".encode())
-        with path.open("rb") as file:
-            for i in range(64):
-                file.seek(i * size // 64)
-                whole.update(file.read(min(65536, size // 64 + 1)))  # small files are read whole
-    return whole.hexdigest() if some else None
+
+def snapshot(source: str, folder: str) -> Path | None:
+    """The local folder of a pipeline; None where nothing of this part of a hub's is on this machine."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(source, f"{folder}/config.json")
+    except ValueError:  # a name that no hub has: opening it says so
+        return None
+    return Path(config).parents[1] if isinstance(config, str) else None
+
+
+def complete(folder: Path) -> bool:
+    """Whether a network's weights are there, each shard that the index names too; shards come after their index."""
+    indices = [*folder.glob("*.index.json")]
+    if indices:
+        named = {name for index in indices for name in json.loads(index.read_text())["weight_map"].values()}
+        return all((folder / name).is_file() for name in named)
+    return any(path.suffix in (".safetensors", ".bin") and "-of-" not in path.name for path in folder.glob("*.*"))
 
 
 def shipped(

@@ -225,7 +225,8 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
             with torch.autocast(self.device.type, enabled=False), torch.no_grad():  # as cached captions are
                 self.constants[caption] = self.tokens([caption])
             self.model.text.to("cpu")
-        return self.constants[caption].to(self.device)
+        self.constants[caption] = self.constants[caption].to(self.device)  # once: the cache's is in main memory
+        return self.constants[caption]
 
     def drop_captions(self, batch: Batch, names: list[str]) -> Batch:
         """Tell a share of the clips the empty caption."""
