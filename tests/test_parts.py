@@ -253,6 +253,7 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
         ("train.learning_rate=abc", "train.learning_rate=abc; type a number above 0"),
         ("module.held_out_timesteps=[1000]", "whole numbers in 0..999"),
         ("conditioning.law=[99]", r"conditioning.law=\[99\]: frame .* outside the clip of 17 frames"),
+        ("model.align.layer=8", r"loss\.drepa reads block 8, the network has 0\.\.7; set model\.align\.layer"),
         ("sample.weights=emma", "type ema"),
         ("dataset=clips", "dataset.root is not set: type dataset.root=DIR"),
     ],

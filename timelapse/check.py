@@ -34,3 +34,14 @@ def check_draws(cfg: Any, model: Any, conditioning: Any) -> None:
             given(list(law), cfg.video.frames)
         except ValueError as error:
             raise ValueError(f"conditioning.law={list(law)}: {error}") from None
+
+
+def check_taps(losses: dict[str, Any], model: Any) -> None:
+    """ValueError for a loss that reads a block which the network has not; other models say so themselves."""
+    layers = getattr(model, "layers", None)
+    for name, loss in losses.items():
+        if layers and (beyond := [layer for layer in loss.taps if not 0 <= layer < layers]):
+            raise ValueError(
+                f"loss.{name} reads block {beyond[0]}, the network has 0..{layers - 1}; set model.align.layer "
+                f"(and model.align.early_layer) to one of them"
+            )

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, class_of
-from timelapse.check import check_draws, check_training
+from timelapse.check import check_draws, check_taps, check_training
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.randomness import keyed_seed
@@ -75,6 +75,8 @@ class Run:
                 check_known(self.cfg, parts)
                 if "model" in parts:
                     check_draws(self.cfg, self.model, self.conditioning)
+                    if "fit" in self.cfg.stages:
+                        check_taps(self.losses, self.model)
         if "fit" in self.cfg.stages:
             from lightning import LightningModule
 

@@ -66,12 +66,6 @@ class CogVideoX:
                 f"text.d_model={text['d_model']}; make them equal"
             )
         width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-        blocks = transformer["num_layers"]
-        for name in ("layer", "early_layer"):
-            if align and not 0 <= align.get(name, 0) < blocks:
-                raise ValueError(
-                    f"cogvideox: model.align.{name}={align[name]} is outside of the blocks 0..{blocks - 1}"
-                )
         if align and align["width"] != width:
             raise ValueError(f"cogvideox: model.align.width={align['width']}, but the blocks are {width} wide; set it")
         if lora is not None and set(lora) != {"rank", "alpha", "targets"}:
@@ -137,6 +131,11 @@ class CogVideoX:
     def materialise(self, backbone: Backbone) -> None:
         """Fill a backbone that was built on the meta device, sharded or not, and given memory by `to_empty`."""
         weights.fill(backbone, lambda: CogVideoX.backbone.func(self))
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks that a loss may read."""
+        return self.numbers["transformer"]["num_layers"]
 
     # -- shapes ------------------------------------------------------------------------------------------------
 
