@@ -5,6 +5,7 @@ import json
 import huggingface_hub.constants
 import pytest
 
+from timelapse.model import weights
 from timelapse.model.weights import files_key
 
 
@@ -39,6 +40,16 @@ def test_every_byte_counts_and_nothing_else_does(pipeline, tmp_path):
         file.write_bytes(file.read_bytes()[:-1] + b"?")  # as many bytes as before
         seen.add(key(copy))
     assert len(seen) == 4 and None not in seen
+
+
+def test_a_file_is_read_once_while_it_stays_as_it_is(pipeline, monkeypatch):
+    """The training and the validation cache both ask."""
+    first, read = key(pipeline), []
+    digest = weights.file_digest
+    monkeypatch.setattr(weights, "file_digest", lambda file, name: (read.append(file.name), digest(file, name))[1])
+    assert key(pipeline) == first and not read
+    (pipeline / "tokenizer" / "spiece.model").write_bytes(b"other")
+    assert key(pipeline) != first and len(read) == 1
 
 
 @pytest.mark.parametrize("missing", ["model-00001-of-00002.safetensors", "model.safetensors.index.json"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,16 @@ def files_key(source: str | None, folder: str, *others: str) -> str | None:
         if path.is_symlink() and path.resolve().parent.name == "blobs":
             whole.update(path.resolve().name.encode())
         else:
-            with path.open("rb") as file:
-                whole.update(file_digest(file, "blake2b").digest())
+            about = path.stat()
+            whole.update(contents(path, about.st_mtime_ns, about.st_size))
     return whole.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def contents(path: Path, changed: int, size: int) -> bytes:
+    """Digest of a file, read once while it stays as it is: the training and the validation cache both ask."""
+    with path.open("rb") as file:
+        return file_digest(file, "blake2b").digest()
 
 
 def snapshot(source: str, folder: str) -> Path | None:
