@@ -148,6 +148,22 @@ def test_other_numbers_around_the_same_weights_are_another_cache(run, tmp_path, 
     assert build(small_run(tmp_path / "a", "model.vae_tiling=true"), tmp_path).folder != build(run, tmp_path).folder
 
 
+def test_features_of_another_token_grid_are_another_cache(tmp_path):
+    """Nothing but features lies on that grid; what rule a backbone cuts its tokens by is its own."""
+    find = lambda method, size: (
+        small_run(
+            tmp_path / f"{method}-{size}",
+            f"paths.cache={tmp_path}/cache",
+            f"model.transformer.patch_size={size}",
+            experiment=method,
+        ).validation_clips
+    )
+    fine, coarse = (find("drepa_vjepa", size) for size in (1, 2))
+    assert [len(clips[0]["feature"]) for clips in (fine, coarse)] == [2 * 8 * 8, 2 * 4 * 4]  # without latent frame 0
+    assert find("drepa_vjepa", 2).folder == coarse.folder
+    assert find("finetune_only", 1).folder == find("finetune_only", 2).folder
+
+
 def test_a_full_cache_loads_no_published_text_encoder(tmp_path, monkeypatch):
     """T5-XXL is 9.5 GB in every process; its files say which one it is, and the empty caption is kept too."""
     started = small_run(tmp_path / "a")

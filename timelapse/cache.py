@@ -2,8 +2,8 @@
 
 One safetensors file a clip under `<cache>/<hash>/`, on disk or in an object store (`paths.cache=s3://bucket/cache`,
 whatever fsspec opens), where the hash covers everything that shaped the numbers: the dataset and its files, the weights
-and numbers of codec, text encoder and vision encoder. Posterior samples, any-frame conditions
-and random crops are redrawn each step and never stored.
+and numbers of codec, text encoder and vision encoder, the token grids that its features lie on. Posterior samples,
+any-frame conditions and random crops are redrawn each step and never stored.
 
 `index.json` names every clip with the digest of its file. Processes that were started together each check and encode a
 share and write down what they made in a `part-<n>-<start>.json` that no other start writes to: whoever is killed, in
@@ -190,12 +190,14 @@ def cached(
     store_pixels: bool = False,
     captions: bool = True,
     workers: int = 0,
+    shape: tuple[int, int, int] | None = None,
 ) -> Cached:
     """Build what is missing or damaged of the dataset's cache, then return the dataset on top of it.
 
     spec: what else shaped the clips (the dataset's config); JSON-able. store_pixels: keep the frames too, with
     8 bits: 0.2 MB a clip of 17 x 64 x 64, but 50 MB at 49 x 480 x 720. captions: False leaves `tokens` out, for a text
     encoder that is trained; its weights then do not matter to what is kept. workers: processes that decode.
+    shape: (frames, height, width) of the clips, which an encoder needs where the dataset's `shapes` do not tell.
     """
     parts = {
         "version": VERSION,
@@ -207,6 +209,9 @@ def cached(
     }
     if store_pixels:
         parts["pixels"] = "uint8"
+    if encoder is not None:  # its features lie on the network's token grid, a rule of each backbone's own
+        shapes = {*(getattr(dataset, "shapes", None) or [shape])}
+        parts["grids"] = sorted({tuple(model.grid_of((1, *model.latent_shape(*shape)))) for shape in shapes})
     name = blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = f"{root}/{name}" if "://" in str(root) else Path(root) / name
     store, names, (which, of) = Store(folder), keys(dataset), share()

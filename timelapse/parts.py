@@ -227,6 +227,7 @@ class Run:
         store = self.cfg.cache.pixels and split == "train"
         captions = not getattr(self.module, "train_text", False)
         options = {"pixels": pixels, "store_pixels": store, "captions": captions, "workers": self.cfg.train.workers}
+        options["shape"] = (self.cfg.video.frames, self.cfg.video.height, self.cfg.video.width)
         clips = cached(dataset, root, spec, self.model, self.encoder, self.device, **options)
         if captions and (empty := empty_caption(Store(clips.folder))) is not None:
             self.module.constants[""] = empty
