@@ -1,5 +1,6 @@
 """Every config file composes; what a run is called; what starting up costs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,27 @@ def test_help_and_cfg_import_neither_torch_nor_lightning(arguments):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(CONF).parent)
     assert "HEAVY []" in out.stdout, out.stdout[-300:] + out.stderr[-300:]
     assert "drepa_vjepa" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("scale", "typed", "offline"), [("tiny", None, True), ("tiny", "0", False), ("paper", None, False)]
+)
+def test_a_tiny_run_asks_no_hub_unless_the_user_says_so(tmp_path, scale, typed, offline):
+    """huggingface_hub reads the variable once, when something imports it; here the stages are the first."""
+    code = (
+        "import sys, types\n"
+        "def run_stages(cfg):\n"
+        "    from huggingface_hub.constants import HF_HUB_OFFLINE\n"
+        "    print('OFFLINE', HF_HUB_OFFLINE)\n"
+        "sys.modules['timelapse.stages'] = types.SimpleNamespace(run_stages=run_stages)\n"
+        f"sys.argv = ['timelapse', 'scale={scale}', 'hydra.run.dir={tmp_path}']\n"
+        "from timelapse.run import main\n"
+        "main()\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    env |= {} if typed is None else {"HF_HUB_OFFLINE": typed}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CONF.parent, env=env)
+    assert f"OFFLINE {offline}" in out.stdout, out.stdout[-300:] + out.stderr[-300:]
 
 
 def test_a_run_goes_on_when_a_part_has_learned_a_new_number_but_not_with_another_method():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import time
 import warnings
@@ -29,8 +28,6 @@ def run_stages(cfg: DictConfig) -> float | None:
     unknown = [s for s in cfg.stages if s not in STAGES]
     if unknown or not cfg.stages:
         raise ValueError(f"stages={list(cfg.stages)}: unknown {unknown}; choose from {', '.join(STAGES)}")
-    if os.environ.get("HF_HUB_OFFLINE") is None and "tiny" in str(HydraConfig.get().runtime.choices.get("scale")):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # shipped weights only; a failed hub name costs 23 s
     run = Run(frozen(cfg), Path(HydraConfig.get().runtime.output_dir))
     run.check()
     run.freeze()

@@ -47,7 +47,7 @@ def published(weights: str, width: int, name: str, stands_for: str | None = None
     except OSError as e:
         raise ValueError(
             f"DINOv3: no weights at {weights!r}; they are gated: accept the licence on the model's hub page, "
-            f"`hf auth login`, unset HF_HUB_OFFLINE; or give encoder.weights=DIR; or take encoder=dinov3_tiny"
+            f"`hf auth login`, set HF_HUB_OFFLINE=0; or give encoder.weights=DIR; or take encoder=dinov3_tiny"
         ) from e
     if model.config.hidden_size != width:
         raise ValueError(

@@ -111,7 +111,7 @@ def published(
         state = load_file(path)
     except OSError as e:
         raise ValueError(
-            f"VideoMAE v2: no model.safetensors at {weights!r}; unset HF_HUB_OFFLINE to download it, or "
+            f"VideoMAE v2: no model.safetensors at {weights!r}; set HF_HUB_OFFLINE=0 to download it, or "
             f"`hf download OpenGVLab/VideoMAEv2-Base model.safetensors --local-dir DIR` and set "
             f"encoder.weights=DIR"
         ) from e

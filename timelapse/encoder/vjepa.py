@@ -56,7 +56,7 @@ def published(weights: str, width: int, name: str, stands_for: str | None = None
         model = VJEPA2Model.from_pretrained(weights, dtype=torch.float32)
     except OSError as e:
         raise ValueError(
-            f"V-JEPA 2: no weights at {weights!r}; unset HF_HUB_OFFLINE to download them, or elsewhere "
+            f"V-JEPA 2: no weights at {weights!r}; set HF_HUB_OFFLINE=0 to download them, or elsewhere "
             f"`hf download facebook/vjepa2-vitl-fpc64-256 --local-dir DIR` and give encoder.weights=DIR"
         ) from e
     return _encoder_only(model, width, name, stands_for)

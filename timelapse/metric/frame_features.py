@@ -170,7 +170,7 @@ class DinoViTB16(nn.Module):
             self.net = ViTModel.from_pretrained(weights, add_pooling_layer=False)
         except OSError as e:
             raise ValueError(
-                f"DINO ViT-B/16: no weights at {weights!r}; unset HF_HUB_OFFLINE to download "
+                f"DINO ViT-B/16: no weights at {weights!r}; set HF_HUB_OFFLINE=0 to download "
                 "facebook/dino-vitb16, or give `weights` a local folder that holds it, or take "
                 "timelapse.metric.frame_features.efficientnet_lite0_appearance, which needs no download"
             ) from e
