@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
@@ -17,7 +18,7 @@ from timelapse.checkpoint import read  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
 from timelapse.report.run_page import short_weights  # noqa: E402
-from timelapse.stages import fit, restore, sample  # noqa: E402
+from timelapse.stages import export, fit, restore, sample  # noqa: E402
 
 QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
 
@@ -40,6 +41,30 @@ def test_a_checkpoint_is_sampled_with_the_average_it_has_whatever_is_typed(train
     with run.module.averaged():
         for name, p in run.module.trained():
             assert torch.equal(p, state["ema." + name.replace(".", "/") if has else f"backbone.{name}"]), name
+
+
+def test_a_trained_model_is_used_without_the_encoder_that_it_was_aligned_to(tmp_path):
+    def use(name: str, *typed: str):
+        missing = ["encoder=dinov3_paper", f"encoder.weights={tmp_path}/none", *typed]  # gated, say
+        return small_run(tmp_path / name, *missing, experiment="drepa_vjepa")
+
+    aligned = use("aligned", "stages=[export]").module
+    aligned.materialise()
+    with torch.no_grad():
+        for p in aligned.parameters():
+            p += 0.01
+    torch.save({"state_dict": aligned.state_dict()}, tmp_path / "a.ckpt")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    picture = [f"input.image={tmp_path}/a.jpg", "sampler.steps=1", f"ckpt={tmp_path}/a.ckpt"]
+    run = use("used", "stages=[sample,export]", *picture)
+    sample(run)
+    assert len([*run.out.glob("samples/*.mkv")]) == 2  # and the given picture
+    assert all(torch.equal(p, aligned.state_dict()[name]) for name, p in run.module.state_dict().items())
+    export(run)
+    assert (run.folder / "export").is_dir()
+    for stage in ("cache", "fit"):  # where it is read
+        with pytest.raises(ValueError, match="DINOv3: no weights"):
+            _ = use(stage, f"stages=[{stage}]").encoder
 
 
 def test_a_checkpoint_that_lacks_what_is_trained_is_refused_in_one_line(trained, tmp_path):

@@ -46,9 +46,7 @@ class Run:
                 f"ckpt={self.cfg.ckpt}: the stage fit starts from model.weights, or goes on from the run's own last "
                 f"checkpoint; type 'stages=[sample,evaluate,report]' beside ckpt, or leave ckpt out"
             )
-        own = self.cfg.input.frames is not None or self.cfg.input.image is not None
-        reads = {"cache", "fit"} if own else {"cache", "fit", "sample"}
-        if reads & {*self.cfg.stages} and OmegaConf.is_missing(self.cfg.dataset, "root"):
+        if self.reads_clips and OmegaConf.is_missing(self.cfg.dataset, "root"):
             raise ValueError(
                 "dataset.root is not set: type dataset.root=DIR, a folder of your videos or photographs "
                 "(timelapse/dataset/README.md), or dataset=synthetic for the painted world"
@@ -176,10 +174,17 @@ class Run:
         """Whether a loss reads hidden tokens, to hold them against the encoder's features."""
         return any(loss.taps for loss in self.losses.values())
 
+    @property
+    def reads_clips(self) -> bool:
+        """Whether a stage reads the dataset: samples of own pictures, an export or a report do without."""
+        own = self.cfg.input.frames is not None or self.cfg.input.image is not None
+        return bool(({"cache", "fit"} if own else {"cache", "fit", "sample"}) & {*self.cfg.stages})
+
     @cached_property
     def encoder(self) -> Any:
-        """Only when a loss reads hidden tokens: finetuning alone loads no vision model."""
-        return build(self.cfg.encoder) if self.aligned else None
+        """Only where features are made: finetuning alone, and using a trained model, load no vision model."""
+        made = "fit" in self.cfg.stages or (self.cfg.cache.enabled and self.reads_clips)
+        return build(self.cfg.encoder) if made and self.aligned else None
 
     @cached_property
     def module(self) -> Any:
