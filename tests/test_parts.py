@@ -233,6 +233,34 @@ def test_the_page_of_an_own_photograph_tells_how_it_was_made(tmp_path, pictures)
     assert "Loss by term" not in page  # nothing was trained for a photograph
 
 
+SHIPPED = "tiny CogVideoX-I2V (2.0 M, synthetic world) stands in for CogVideoX-5b-I2V."
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["+experiment=finetune_only"], [SHIPPED]),
+        (
+            ["+experiment=drepa_vjepa"],
+            [SHIPPED, "tiny V-JEPA 2 (1.2 M, synthetic world) stands in for V-JEPA 2 ViT-L."],
+        ),
+        (["+experiment=finetune_only", "model.weights=null"], ["CogVideoX starts from random weights."]),
+        (["+experiment=pretrain_cogvideox"], ["CogVideoX starts from random weights in transformer, text."]),
+        (["+experiment=finetune_only", "model.weights=own/pipeline"], []),
+        (["+experiment=finetune_only", "scale=paper", "dataset.root=x"], []),
+        (["+experiment=inbetween", "sampler=crossfade"], []),  # which runs no network
+        (
+            ["+experiment=inbetween"],
+            ["tiny SVD (2.5 M, synthetic directional motion) stands in for stable-video-diffusion-img2vid."],
+        ),
+    ],
+)
+def test_what_stands_in_for_what_is_said_of_what_is_built(tmp_path, typed, said):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = Run(frozen(compose("config", typed)), tmp_path)
+    assert run.stand_ins() == said
+
+
 def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_path, pictures):
     from small import small_run
 

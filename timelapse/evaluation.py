@@ -56,11 +56,21 @@ def evaluate_run(run: Any) -> float | None:
                 if name in numbers
             },
             "per_clip": {key: {name: values[i] for name, values in per_clip.items()} for i, key in enumerate(chosen)},
+            "notes": stand_ins({name: metric for name, metric in metrics.items() if name in numbers}),
             "seed": run.cfg.seed,
         },
     )
     log.info(", ".join(f"{name} {numbers[name]:.4g} (n={n[name]})" for name in metrics if name in numbers))
     return next((numbers[name] for name in metrics if name in numbers), None)
+
+
+def stand_ins(metrics: dict[str, Any]) -> list[str]:
+    """Which feature network stands in for which, in which metrics: a sentence each."""
+    read: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        if getattr(metric.net, "stands_for", None):
+            read.setdefault(f"{metric.net.name} stands in for {metric.net.stands_for}", []).append(name)
+    return [f"{said} in {', '.join(names)}." for said, names in read.items()]
 
 
 def truths(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from timelapse.build import asked, build, build_all, build_with, class_of
 from timelapse.check import check_draws, check_taps, check_training
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
+from timelapse.model.weights import is_hub
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -258,8 +259,17 @@ class Run:
         write_json(self.out / "notes.json", {"skipped": [], "notes": [*self.stand_ins(), *said]})
 
     def stand_ins(self) -> list[str]:
-        """What stands in for what, a sentence each."""
-        notes, encoder = list(self.cfg.get("notes", [])), self.cfg.encoder
+        """What stands in for what, a sentence each; of metrics' networks the evaluation says it."""
+        notes, model, encoder = [], self.cfg.model, self.cfg.encoder
+        if self.network and "weights" in model:
+            parts = isinstance(model.weights, DictConfig)
+            sources = model.weights if parts else {"": model.weights}
+            random = [part for part, source in sources.items() if source is None]
+            if random:
+                which = f" in {', '.join(random)}" if parts else ""
+                notes.append(f"{class_of(model).__name__} starts from random weights{which}.")
+            elif model.get("stands_for") and not any(map(is_hub, sources.values())):
+                notes.append(f"{model.name} stands in for {model.stands_for}.")
         if encoder.get("stands_for") and asked(self.cfg.module, ["losses"]) and self.aligned:
             notes.append(f"{encoder.name} stands in for {encoder.stands_for}.")
         return notes

@@ -8,11 +8,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from timelapse.evaluation import stand_ins
 from timelapse.metric.clip_mean import ClipMean
 from timelapse.metric.colour_drift import ColourDrift
 from timelapse.metric.evaluate import describe, evaluate
 from timelapse.metric.fidelity import FidelityPSNR
-from timelapse.metric.frame_features import EfficientNetLite0
+from timelapse.metric.frame_features import EfficientNetLite0, efficientnet_lite0_appearance
 from timelapse.metric.morphing_degree import MorphingDegree
 from timelapse.metric.progression import Progression
 from timelapse.metric.subject_consistency import SubjectConsistency
@@ -27,6 +28,13 @@ def batches():
         known = torch.zeros(b, 4, dtype=torch.bool)
         known[0, 1] = True
         yield {"video": truth * 0.9, "truth": truth, "known": known, "key": ["a"] * b}
+
+
+def test_networks_that_stand_in_for_others_are_named_with_the_metrics_that_read_them():
+    net, other = efficientnet_lite0_appearance(32), EfficientNetLite0(32)
+    metrics = {"a": MorphingDegree(net), "b": ColourDrift(), "c": Progression(net), "d": MorphingDegree(other)}
+    said = "EfficientNet-Lite0 (ImageNet, 32 px, stride 8 and 16) stands in for DINO ViT-B/16 in a, c."
+    assert stand_ins(metrics) == [said]
 
 
 def test_equals_each_metric_alone_with_one_pass_of_the_network():

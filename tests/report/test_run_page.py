@@ -31,7 +31,9 @@ def make_run(folder: Path, caption: str = "a rose", clips: int = 2, known: tuple
         per_clip[f"c.{i}"] = {"subject_consistency": 0.9 + 0.02 * i, "morphing_degree": 0.4}
     metric = {"n": clips, "higher_is_better": True, "range": [0, 1], "what": "First.\n\nRest of it."}
     metrics = {"subject_consistency": {**metric, "value": 0.91}, "morphing_degree": {**metric, "value": 0.4}}
-    (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics, "per_clip": per_clip}))
+    (folder / "evaluation.json").write_text(
+        json.dumps({"metrics": metrics, "per_clip": per_clip, "notes": ["A stands in for B."]})
+    )
     notes = {"skipped": [[f"{EVIL}.mp4", "2 frames"]], "notes": ["EfficientNet-Lite0 stands in for DINOv3"]}
     (folder / "notes.json").write_text(json.dumps(notes))
     (folder / "config.yaml").write_text("name: mine\nabout: One sentence.\nseed: 3\ngit_commit: abc1234+\n")
@@ -104,7 +106,7 @@ def test_it_says_what_ran_and_how_to_run_it_again(tmp_path: Path):
     text = Seen(write_report(make_run(tmp_path)).read_text()).text
     assert "python -m timelapse.run +experiment=mine 'loss=[denoise]'" in text and "stages=" not in text
     assert "abc1234 with changes that were not committed" in text
-    assert "EfficientNet-Lite0 stands in for DINOv3" in text
+    assert "EfficientNet-Lite0 stands in for DINOv3" in text and "A stands in for B." in text
     assert "training: drepa" in text and "held out: denoise" in text and "t = 999" in text
     assert "2 h" in text and "±" in text
 

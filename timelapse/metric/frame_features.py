@@ -97,7 +97,7 @@ class EfficientNetLite0Appearance(nn.Module):
     AUC of 0.86 by it and of 0.98 by these (experiments/metric_separation). The price: a shaking camera counts.
     """
 
-    strides = (8, 16)
+    strides, stands_for = (8, 16), "DINO ViT-B/16"
 
     def __init__(self, size: int = 128):
         super().__init__()
@@ -115,7 +115,7 @@ class EfficientNetLite0Pooled(nn.Module):
     So few on purpose: a covariance of the last layer's 1280 needs more frames than a small study has.
     """
 
-    width = 112
+    width, stands_for = 112, "InceptionV3"
 
     def __init__(self, size: int = 128):
         super().__init__()

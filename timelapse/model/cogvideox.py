@@ -35,6 +35,7 @@ class CogVideoX:
         training from scratch needs.
     align: where alignment losses look, read by their configs: {layer, early_layer, width, hidden}.
     dtype: of the transformer's weights. frozen_dtype: of VAE and T5. "float32", "bfloat16" or "float16".
+    name, stands_for: what reports call the shipped weights, and the network they replace.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class CogVideoX:
         frozen_dtype: str = "float32",
         seed: int = 0,
         align: dict[str, int] | None = None,
+        name: str = "",
+        stands_for: str | None = None,
     ):
         if transformer["in_channels"] != 2 * vae["latent_channels"]:
             raise ValueError(
@@ -73,6 +76,7 @@ class CogVideoX:
         self.numbers = {"transformer": transformer, "vae": vae, "text": text}
         self.process = process
         self.weights, self.lora, self.seed = weights, lora, seed
+        self.name, self.stands_for = name, stands_for
         self.gradient_checkpointing, self.compile, self.zero_init = gradient_checkpointing, compile, zero_init
         self.vae_slicing, self.vae_tiling = vae_slicing, vae_tiling
         self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)

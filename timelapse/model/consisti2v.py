@@ -47,6 +47,7 @@ class ConsistI2V:
     align: where alignment losses look, read by their configs: {layer, early_layer, width, hidden}; layers are blocks in
         the order they run, and tokens lie on the grid of `layer`'s output.
     dtype: of the UNet's weights. frozen_dtype: of VAE and text encoder.
+    name, stands_for: what reports call the shipped weights, and the network they replace.
     """
 
     keeps_known = True  # a known frame is a frame of the latent clip itself
@@ -74,6 +75,8 @@ class ConsistI2V:
         frozen_dtype: str = "float32",
         seed: int = 0,
         align: dict[str, int] | None = None,
+        name: str = "",
+        stands_for: str | None = None,
     ):
         if unet["in_channels"] != vae["latent_channels"]:
             raise ValueError(
@@ -89,6 +92,7 @@ class ConsistI2V:
             raise ValueError(f"consisti2v: model.gamma={gamma}; expected 0..1, the image network's share in the mix")
         self.numbers = {"unet": unet, "vae": vae, "text": text}
         self.process, self.weights, self.seed, self.align = process, weights, seed, align
+        self.name, self.stands_for = name, stands_for
         self.options = {
             "window": window,
             "rope": rope,

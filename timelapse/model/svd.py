@@ -41,6 +41,7 @@ class SVD:
     joint, gradient_checkpointing, compile: see `SvdBackbone`. chunk: see `SvdCodec`.
     dtype: of the UNet's frozen or trained weights. frozen_dtype: of VAE and CLIP; the VAE stays in float32 under
     float16 when its config says `force_upcast`.
+    name, stands_for: what reports call the shipped weights, and the network they replace.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class SVD:
         dtype: str = "float32",
         frozen_dtype: str = "float32",
         seed: int = 0,
+        name: str = "",
+        stands_for: str | None = None,
     ):
         if unet["in_channels"] != 2 * vae["latent_channels"] or unet["out_channels"] != vae["latent_channels"]:
             raise ValueError(
@@ -78,6 +81,7 @@ class SVD:
             raise ValueError(f"svd: reverse has {sorted(reverse)}; expected train, rotate and delta, or reverse=null")
         self.numbers = {"unet": unet, "vae": vae, "vision": vision}
         self.process, self.weights, self.reverse, self.seed = process, weights, reverse, seed
+        self.name, self.stands_for = name, stands_for
         self.ids = (fps - 1, motion_bucket, noise_augmentation)
         self.joint, self.gradient_checkpointing, self.compile = joint, gradient_checkpointing, compile
         self.chunk, self.norm_groups = chunk, norm_groups

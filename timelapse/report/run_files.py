@@ -74,7 +74,7 @@ def read_run(folder: Path | str) -> RunFiles:
         samples=read_samples(folder / "samples", evaluation.get("per_clip") or {}),
         curves=read_curves(folder / "metrics.csv"),
         skipped=[(str(path), str(reason)) for path, reason in notes.get("skipped", [])],
-        notes=[str(note) for note in notes.get("notes", [])],
+        notes=[str(note) for note in [*notes.get("notes", []), *evaluation.get("notes", [])]],
         footage=notes.get("footage", {}),
     )
 
