@@ -280,7 +280,25 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
         ("train.validate_every=0", "train.validate_every=0"),
         ("train.learning_rate=abc", "train.learning_rate=abc; type a number above 0"),
         ("module.held_out_timesteps=[1000]", "whole numbers in 0..999"),
-        ("conditioning.law=[99]", r"conditioning.law=\[99\]: frame .* outside the clip of 17 frames"),
+        ("conditioning.law=[99]", r"conditioning: frame 99 is outside the clip of 17 frames"),
+        ("conditioning.law=[8,-1]", r"conditioning: frame -1 is outside the clip of 17 frames; use 0\.\.16"),
+        ("conditioning=keyframes conditioning.counts=[40]", "lower conditioning.counts"),
+        ("video.frames=abc", "video.frames=abc; type a whole number of 1 or more"),
+        ("sample.frames=abc", r"sample.frames \['abc'\] is outside the clip of 17 frames; use 0\.\.16"),
+        ("sample.frames=[]", r"sample.frames \[\] is outside"),
+        ("sample.count=abc", "sample.count=abc; type a whole number of 1 or more"),
+        ("sample.count=0", "sample.count=0; type"),
+        ("sample.batch_size=0", "sample.batch_size=0; type"),
+        ("stages=[sample] input.count=0", "input.count=0; type"),
+        ("train.ema_decay=2", "train.ema_decay=2; type a number from 0 to below 1"),
+        ("train.ema_decay=null", "train.ema_decay=None; type"),
+        ("train.cooldown=2", r"train.cooldown=2; type a share of the steps, 0\.\.1"),
+        ("train.clip_norm=abc", "train.clip_norm=abc; type a number of 0 or more"),
+        ("train.keep=0", "train.keep=0; type a whole number of 1 or more, or null"),
+        ("module.noises_per_clip=0", "module.noises_per_clip=0; type"),
+        ("module.caption_dropout=abc", "module.caption_dropout=abc; type a number"),
+        ("loss=[drepa]", r"finetuning needs 'denoise', e.g. 'loss=\[denoise,drepa\]'"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: .* type trainer.precision=bf16-mixed"),
         ("model.align.layer=8", r"loss\.drepa reads block 8, the network has 0\.\.7; set model\.align\.layer"),
         ("sample.weights=emma", "type ema"),
         ("dataset=clips", "dataset.root is not set: type dataset.root=DIR"),
@@ -288,7 +306,12 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
 )
 def test_a_number_that_would_fail_in_the_middle_of_a_training_fails_before_it(tmp_path, typed, said):
     with pytest.raises(ValueError, match=said):
-        check(tmp_path, "+experiment=drepa_vjepa", typed)
+        check(tmp_path, "+experiment=drepa_vjepa", *typed.split())
+
+
+def test_numbers_that_a_training_can_do_with_are_let_through(tmp_path):
+    typed = ["train.ema_decay=0", "train.cooldown=1", "train.clip_norm=null", "train.keep=null", "train.sample_every=0"]
+    check(tmp_path, "+experiment=drepa_vjepa", *typed, "conditioning.law=[8,16]", "trainer.precision=16-mixed")
 
 
 def test_no_dataset_is_asked_for_where_none_is_read(tmp_path, pictures):

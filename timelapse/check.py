@@ -1,39 +1,59 @@
-"""Numbers that would only fail in the middle of a training, refused before it."""
+"""Numbers that would only fail in the middle of a run, refused before it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from timelapse.input import given
-
-LEAST = {
-    "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "validate_every": 1, "validation_clips": 1,
-    "sample_every": 0, "workers": 0, "warmup": 0,
+LEAST = {  # whole numbers
+    "train": {
+        "steps": 1, "batch_size": 1, "accumulate": 1, "checkpoint_every": 1, "validate_every": 1, "validation_clips": 1,
+        "sample_every": 0, "workers": 0, "warmup": 0, "keep": 1,
+    },
+    "sample": {"count": 1, "batch_size": 1},
+    "input": {"count": 1},
+    "video": {"frames": 1, "height": 1, "width": 1},
+    "module": {"noises_per_clip": 1},
 }  # fmt: skip
+RANGES = {  # of `train`: what a number has to be, and in words
+    "learning_rate": (lambda x: x > 0, "a number above 0, e.g. 1e-4"),
+    "weight_decay": (lambda x: x >= 0, "a number of 0 or more, e.g. 1e-4"),
+    "clip_norm": (lambda x: x >= 0, "a number of 0 or more, or null"),
+    "ema_decay": (lambda x: 0 <= x < 1, "a number from 0 to below 1, e.g. 0.999; 0 for no average"),
+    "cooldown": (lambda x: 0 <= x <= 1, "a share of the steps, 0..1"),
+}
+NULL = {"keep", "clip_norm"}  # may be null
 
 
-def check_training(train: Any) -> None:
-    """ValueError for counts of the config group `train` that are none, and for a learning rate that is no number."""
-    for name, least in LEAST.items():
-        if name in train and (not isinstance(train[name], int) or train[name] < least):
-            raise ValueError(f"train.{name}={train[name]}; type a whole number of {least} or more")
-    rate = train.learning_rate
-    if not isinstance(rate, (int, float)) or not rate > 0:
-        raise ValueError(f"train.learning_rate={rate}; type a number above 0, e.g. 1e-4")
+def check_ranges(cfg: Any) -> None:
+    """ValueError for counts that are none, and for other numbers that nothing can be done with."""
+    for group, counts in LEAST.items():
+        for name, least in counts.items():
+            value = cfg[group].get(name, least)
+            if not (isinstance(value, int) and value >= least or value is None and name in NULL):
+                null = ", or null" if name in NULL else ""
+                raise ValueError(f"{group}.{name}={value}; type a whole number of {least} or more{null}")
+    for name, (right, said) in RANGES.items():
+        value = cfg.train[name]
+        if not (isinstance(value, (int, float)) and right(value) or value is None and name in NULL):
+            raise ValueError(f"train.{name}={value}; type {said}")
 
 
 def check_draws(cfg: Any, model: Any, conditioning: Any) -> None:
-    """ValueError for held-out times that the process has not, and known frames that the clip has not."""
+    """ValueError for held-out times that the process has not, and known frames that a clip has not."""
     steps = getattr(model.process, "steps", None)  # SVD's noise levels are real numbers
     times = cfg.module.get("held_out_timesteps") or []
     if steps and any(not isinstance(t, int) or not 0 <= t < steps for t in times):
         raise ValueError(f"module.held_out_timesteps={list(times)}; type whole numbers in 0..{steps - 1}")
-    law = getattr(conditioning, "law", None)
-    if isinstance(law, (list, tuple)) and all(isinstance(frame, int) for frame in law):
-        try:
-            given(list(law), cfg.video.frames)
-        except ValueError as error:
-            raise ValueError(f"conditioning.law={list(law)}: {error}") from None
+    if hasattr(conditioning, "check"):
+        for frames, *_ in cfg.dataset.get("buckets") or [(cfg.video.frames,)]:
+            conditioning.check(frames)
+
+
+def check_losses(names: Iterable[str]) -> None:
+    """ValueError for losses that nothing would learn to denoise by."""
+    if "denoise" not in names:
+        raise ValueError(f"losses are ({', '.join(names)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'")
 
 
 def check_taps(losses: dict[str, Any], model: Any) -> None:

@@ -61,7 +61,7 @@ def check_known(cfg: Any, parts: dict[str, Any]) -> None:
     """
     length = cfg.video.frames
     for option, frames in asked_frames(cfg):
-        known = given(frames, length)
+        known = given(frames, length, option)
         for group, part in parts.items():
             told = getattr(part, "told", None)
             if told and not any(torch.equal(known, given(some, length)) for some in told):
@@ -73,7 +73,7 @@ def check_known(cfg: Any, parts: dict[str, Any]) -> None:
 
 def asked_frames(cfg: Any) -> list[tuple[str, list[int]]]:
     """(option, known frames) of each kind of clip that a run samples, also while it trains."""
-    validation = [("sample.frames", listed(frames)) for frames in listed(cfg.sample.frames)]
+    validation = [("sample.frames", listed(frames)) for frames in listed(cfg.sample.frames) or [[]]]
     asked = validation[:1] if "fit" in cfg.stages and cfg.train.sample_every else []
     if "sample" not in cfg.stages:
         return asked
@@ -95,7 +95,7 @@ def instead(cfg: Any, option: str, told: Sequence[list[int]], group: str) -> str
 
 def listed(x: Any) -> list[Any]:
     """One, or several as typed: a.jpg or [a.jpg,b.jpg], 0 or [0,16]."""
-    return [x] if isinstance(x, (str, int)) else list(x)
+    return list(x) if isinstance(x, Sequence) and not isinstance(x, str) else [x]
 
 
 def check_files(name: str, files: list[str]) -> None:
@@ -128,12 +128,14 @@ def gaps_of(between: int | list[int] | None, gaps: int, frames: int) -> list[int
     return counts
 
 
-def given(frames: int | list[int], length: int) -> Tensor:
+def given(frames: int | list[int], length: int, option: str = "frame") -> Tensor:
     """(T,) bool: which pixel frames the network is told; -1 is the last. ValueError outside of the clip."""
-    frames = [frames] if isinstance(frames, int) else list(frames)
-    bad = [f for f in frames if not -length <= f < length]
+    frames = listed(frames)
+    bad = [f for f in frames if not isinstance(f, int) or not -length <= f < length]
     if bad or not frames:
-        raise ValueError(f"frame {bad} is outside the clip of {length} frames; use 0..{length - 1}, or -1 for the last")
+        raise ValueError(
+            f"{option} {bad} is outside the clip of {length} frames; use 0..{length - 1}, or -1 for the last"
+        )
     known = torch.zeros(length, dtype=torch.bool)
     known[frames] = True
     return known

@@ -17,8 +17,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
-from timelapse.build import asked, build, build_all, build_with, class_of
-from timelapse.check import check_draws, check_taps, check_training
+from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
+from timelapse.check import check_draws, check_losses, check_ranges, check_taps
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
@@ -38,8 +38,7 @@ class Run:
     def check(self) -> None:
         """What would only fail after minutes of work fails now: ValueError."""
         wanted = self.cfg.trainer.accelerator
-        if "fit" in self.cfg.stages:
-            check_training(self.cfg.train)
+        check_ranges(self.cfg)
         if self.cfg.sample.weights not in ("ema", "raw"):
             raise ValueError(f"sample.weights={self.cfg.sample.weights}; type ema (their average) or raw")
         if "fit" in self.cfg.stages and self.cfg.ckpt is not None:
@@ -57,6 +56,7 @@ class Run:
         if {"cache", "fit", "sample"} & {*self.cfg.stages}:
             sampler, video = build(self.cfg.sampler), self.cfg.video
             parts = {"sampler": sampler}
+            check_numbers(self.cfg.module, "module")
             # The module itself is not built yet: its weights are drawn in the stage that needs it. One that asks for a
             # conditioning runs the model on whole clips, of which it tells some frames; others choose their own sizes.
             denoises = asked(self.cfg.module, ["conditioning"])
@@ -73,16 +73,20 @@ class Run:
             if denoises:
                 check_known(self.cfg, parts)
                 if "model" in parts:
+                    if asked(self.cfg.module, ["losses"]):
+                        check_losses(self.cfg.loss)
                     check_draws(self.cfg, self.model, self.conditioning)
                     if "fit" in self.cfg.stages:
                         check_taps(self.losses, self.model)
         if "fit" in self.cfg.stages:
             from lightning import LightningModule
 
-            from timelapse.module.optimizer import check_kind
+            from timelapse.module.optimizer import NormClipping, check_kind, check_precision
 
             sharded, module = not isinstance(self.cfg.trainer.strategy, str), class_of(self.cfg.module)
             check_kind(self.cfg.module.get("optimizer", "adamw"), sharded)
+            if issubclass(module, NormClipping):
+                check_precision(self.cfg.trainer.precision, self.cfg.trainer.gradient_clip_val)
             if sharded and module.configure_model is LightningModule.configure_model:
                 raise ValueError(
                     f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "

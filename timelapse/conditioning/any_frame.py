@@ -35,6 +35,11 @@ class AnyFrame:
         self.law, self.image_noise = law, image_noise
         self.bank = NoiseBank(bank, variance) if bank else None
 
+    def check(self, frames: int) -> None:
+        """ValueError where the law draws a frame that a clip of `frames` has not."""
+        if self.law != "uniform":
+            known_frames([self.law], frames)
+
     def __call__(
         self, batch: Batch, codec: Codec, generators: list[torch.Generator], known: Tensor | None = None
     ) -> Condition:

@@ -34,6 +34,13 @@ class Keyframes:
         self.counts, self.first_probability = tuple(counts), first_probability
         self.variance, self.image_noise = variance, image_noise
 
+    def check(self, frames: int) -> None:
+        """ValueError where more frames may be known than a clip of `frames` has."""
+        if max(self.counts) > frames:
+            raise ValueError(
+                f"keyframes: {max(self.counts)} known frames of a clip of {frames}; lower conditioning.counts"
+            )
+
     def __call__(
         self, batch: Batch, codec: Codec, generators: list[torch.Generator], known: Tensor | None = None
     ) -> Condition:
@@ -47,10 +54,7 @@ class Keyframes:
 
     def draw(self, frames: int, generator: torch.Generator) -> list[int]:
         """Indices of the known frames of one clip."""
-        if max(self.counts) > frames:
-            raise ValueError(
-                f"keyframes: {max(self.counts)} known frames of a clip of {frames}; lower conditioning.counts"
-            )
+        self.check(frames)
         count = self.counts[0]
         if len(self.counts) > 1:
             count = self.counts[int(torch.randint(len(self.counts), (1,), generator=generator))]
@@ -138,7 +142,7 @@ def known_frames(indices: list[list[int]], frames: int) -> Tensor:
     known = torch.zeros(len(indices), frames, dtype=torch.bool)
     for row, clip in zip(known, indices):
         for i in clip:
-            if not 0 <= i < frames:
+            if not isinstance(i, int) or not 0 <= i < frames:
                 raise ValueError(f"conditioning: frame {i} is outside the clip of {frames} frames; use 0..{frames - 1}")
             row[i] = True
     return known

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from timelapse.check import check_losses
 from timelapse.module.average import WeightAverage
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each, randn
@@ -66,10 +67,7 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         check_kind(optimizer)
         if not isinstance(noises_per_clip, int) or noises_per_clip < 1:
             raise ValueError(f"module.noises_per_clip={noises_per_clip}; type a whole number of 1 or more")
-        if "denoise" not in losses:
-            raise ValueError(
-                f"losses are ({', '.join(losses)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'"
-            )
+        check_losses(losses)
         # Plain containers hide them from nn.Module: frozen parts must not enter the sharded tree or the checkpoint.
         self._frozen = {"model": model, "encoder": encoder}
         self.conditioning, self.noise_law = conditioning, noise_law

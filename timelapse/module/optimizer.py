@@ -31,6 +31,15 @@ def check_kind(kind: str, sharded: bool = False) -> None:
         raise ValueError("module.optimizer=muon needs whole matrices; type trainer=ddp or module.optimizer=adamw")
 
 
+def check_precision(precision: Any, clip: float | None) -> None:
+    """ValueError where gradients would be clipped while they are scaled."""
+    if clip and str(precision).startswith("16"):
+        raise ValueError(
+            f"trainer.precision={precision}: clipping would see scaled gradients; type trainer.precision=bf16-mixed, "
+            f"or train.clip_norm=null"
+        )
+
+
 def optimizer_of(
     kind: str,
     parts: Iterable[nn.Module],
@@ -126,12 +135,8 @@ class NormClipping:
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        scaled = str(self.trainer.precision).startswith("16")  # and may be infinite: the scaler skips such a step
-        if gradient_clip_val and scaled:
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision}: clipping would see scaled gradients; type bf16-mixed"
-            )
-        if scaled:
+        check_precision(self.trainer.precision, gradient_clip_val)
+        if str(self.trainer.precision).startswith("16"):  # scaled, maybe infinite: the scaler skips such a step
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
