@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ CLAIM = Finding("a beats b", "a", "b")
         ([0.90, 0.91, 0.921], [0.92, 0.93, 0.94], None, "does not show"),
         ([0.92, 0.93, 0.94], [0.90, 0.95, 0.93], None, "within spread"),
         ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], [0.1, 0.11, 0.1], "does not show"),  # MD falls
+        ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], [0.45, 0.46, 0.45], "does not show"),  # a little, but in every seed
+        ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], [0.46, 0.54, 0.46], "undecided"),  # it may fall by a tenth
+        ([0.92, 0.93, 0.94], [0.90, 0.91, 0.921], [0.495, 0.505, 0.505], "shows"),  # by less than the margin, if at all
         ([0.92], [0.90], None, "not measured"),
     ],
 )
@@ -71,6 +75,22 @@ def test_a_claim_is_judged_by_its_interval(a: list, b: list, md: list | None, wo
     assert verdict.word == word
     if len(a) > 1:
         assert "SC" in verdict.sentence and "MD" in verdict.sentence and "3 seeds" in verdict.sentence
+
+
+def test_a_fall_in_every_seed_that_is_not_surely_one_is_not_no_loss():
+    a, b = row("a", [0.92, 0.93, 0.94], [0.26, 0.34, 0.31]), row("b", [0.90, 0.91, 0.921], [0.36, 0.36, 0.36])
+    verdict = judge(CLAIM, [a, b])
+    assert verdict.word == "undecided" and "MD −0.0567" in verdict.sentence
+    assert "Better, but MD may fall by more than 0.0180 (5 %)" in verdict.sentence
+    assert judge(replace(CLAIM, margin=0.5), [a, b]).word == judge(replace(CLAIM, keeping=None), [a, b]).word == "shows"
+
+
+def test_what_was_not_measured_is_not_kept():
+    a, b = row("a", [0.92, 0.93, 0.94]), row("b", [0.90, 0.91, 0.921])
+    for run_files in b.runs.values():
+        del run_files.metrics[MD]
+    verdict = judge(CLAIM, [a, b])
+    assert verdict.word == "undecided" and "MD was not measured" in verdict.sentence
 
 
 def test_a_claim_about_a_missing_run_is_not_judged():

@@ -112,7 +112,10 @@ def claims(verdicts: Sequence[tuple]) -> list[Markup]:
         return []
     text = (
         "Differences are paired over seeds: two methods with the same seed share data order, noise and samples' start. "
-        "A claim counts as shown when the 95 % t interval of its difference lies above zero."
+        "A claim counts as shown when the 95 % t interval of its difference lies above zero and, where another metric "
+        "is to be kept, that metric's interval does not reach below minus a margin (5 % of the other method's mean, "
+        "unless the claim's file says otherwise) nor lies below zero as a whole; where it does reach there, the claim "
+        "is undecided."
     )
     cards = [
         tag(

@@ -32,18 +32,24 @@ class Row:
 
 @dataclass
 class Finding:
-    """A claim `better` > `than` in `metric`, while `keeping` does not fall."""
+    """A claim `better` > `than` in `metric`, while `keeping` does not fall.
+
+    margin: what `keeping` may lose before it counts, as a share of its mean for `than`; an interval that reaches below
+    that leaves the claim undecided.
+    """
 
     claim: str
     better: str
     than: str
     metric: str = SC
     keeping: str | None = MD
+    margin: float = 0.05
 
 
 @dataclass
 class Verdict:
-    """`word`: shows, does not show, within spread, or not measured."""
+    """`word`: shows, does not show, undecided (better, but what is to be kept may fall), within spread, or not
+    measured."""
 
     word: str
     sentence: str
@@ -163,7 +169,10 @@ def clip_differences(a: Row, b: Row, seed: int, metric: str) -> list[float]:
 
 
 def judge(finding: Finding, rows: Sequence[Row]) -> Verdict:
-    """What the paired differences over seeds say about a claim; an interval that holds 0 says nothing either way."""
+    """What the paired differences over seeds say about a claim; an interval that holds 0 says nothing either way.
+
+    Nor is a wide one no loss: a kept metric's interval must end above -margin (non-inferiority), and not lie below 0.
+    """
     named = {row.name: row for row in rows}
     absent = [name for name in (finding.better, finding.than) if name not in named or not named[name].runs]
     if absent:
@@ -185,6 +194,12 @@ def judge(finding: Finding, rows: Sequence[Row]) -> Verdict:
         return Verdict("does not show", f"{said} It is worse.")
     if main.low <= 0:
         return Verdict("within spread", f"{said} These seeds cannot tell the two apart at this scale.")
-    if kept is not None and kept.high < 0:
+    if finding.keeping and kept is None:
+        return Verdict("undecided", f"{said} Better, but {label(finding.keeping)} was not measured at a seed of both.")
+    if kept and kept.high < 0:
         return Verdict("does not show", f"{said} Better, but {label(finding.keeping)} falls.")
+    margin = finding.margin * abs(mean(than.values(finding.keeping).values())) if kept else 0
+    if kept and kept.low < -margin:
+        loss = f"may fall by more than {number(margin)} ({100 * finding.margin:g} %)"
+        return Verdict("undecided", f"{said} Better, but {label(finding.keeping)} {loss}.")
     return Verdict("shows", said)
