@@ -9,14 +9,25 @@ from typing import Any
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Beside the file first, then in its place; under a name that no other process, on any machine, writes."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    write_together({path: content})
+
+
+def write_together(files: dict[Path, bytes | str]) -> None:
+    """Beside each file first, then all in their places; under names that no other process, on any machine, writes."""
+    parts = {path: path.with_name(f"{path.name}.{secrets.token_hex(4)}.part") for path in files}
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
+        for path, content in files.items():
+            parts[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        for path, part in parts.items():
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
-    write(path, json.dumps(content, indent=2) + "\n")
+    write(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from timelapse.atomic import as_json, write_json, write_together
+
 FOLDER = Path(__file__).parent
 
 
@@ -25,12 +27,12 @@ def load(name: str) -> tuple[dict[str, Tensor], dict]:
 def save(name: str, state: dict[str, Tensor], card: dict) -> Path:
     """Write a weight as fp16 beside its card (`config`, `recipe`: the command, `numbers`)."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     half = lambda v: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype).contiguous()
     path = FOLDER / f"{name}.safetensors"
-    save_file({k: half(v) for k, v in state.items()}, path)
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    weights = to_bytes({k: half(v) for k, v in state.items()})
+    write_together({path: weights, path.with_suffix(".json"): as_json(card)})
     return path
 
 
@@ -41,7 +43,7 @@ def add_numbers(path: Path, numbers: dict[str, float], after: list[str] | None =
     card["numbers"] = card.get("numbers", {}) | numbers
     if after:
         card["after"] = after
-    card_file.write_text(json.dumps(card, indent=2) + "\n")
+    write_json(card_file, card)
 
 
 def history(name: object) -> list[str]:
