@@ -84,7 +84,7 @@ def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[flo
         return tuple(score(run_dir, name) for name in names)
     try:
         return float(json.loads((run_dir / "metrics.json").read_text())[names])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or null
         pass
     logged, meant = {}, re.compile(rf"{re.escape(names)}(_t[\d.e+-]+)?")
     if (run_dir / "metrics.csv").exists():

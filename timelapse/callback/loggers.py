@@ -121,9 +121,10 @@ def log_samples(
 
 
 def final_numbers(run_dir: Path) -> dict[str, float]:
-    """metrics.json, or nothing."""
+    """metrics.json without what is null there, or nothing."""
     path = run_dir / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def has_key() -> bool:

@@ -70,7 +70,7 @@ def read_run(folder: Path | str) -> RunFiles:
         config=yaml.safe_load(text) or {},
         config_text=text,
         command=command(folder),
-        metrics=metrics,
+        metrics={name: restored(said) for name, said in metrics.items()},
         samples=read_samples(folder / "samples", evaluation.get("per_clip") or {}),
         curves=read_curves(folder / "metrics.csv"),
         skipped=[(str(path), str(reason)) for path, reason in notes.get("skipped", [])],
@@ -93,6 +93,14 @@ def flat_metrics(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """metrics.json (name -> number, name_n -> clips) as name -> {value, n}."""
     names = [n for n in numbers if n != "seed" and not (n.endswith("_n") and n[:-2] in numbers)]
     return {name: {"value": numbers[name], "n": numbers.get(f"{name}_n")} for name in names}
+
+
+def restored(said: dict[str, Any]) -> dict[str, Any]:
+    """With NaN for a value, and infinity for an end of the range, that the file has as null."""
+    low, high = said.get("range") or (0.0, 1.0)
+    ends = [-math.inf if low is None else low, math.inf if high is None else high]
+    value = math.nan if said["value"] is None else said["value"]
+    return said | {"value": value} | ({"range": ends} if said.get("range") else {})
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
