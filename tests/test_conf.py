@@ -90,7 +90,7 @@ def test_a_list_of_losses_is_a_sweepable_choice():
 def test_identity_keeps_what_changes_the_result_and_nothing_else():
     base = ["+experiment=drepa_vjepa", "seed=1", "loss=[denoise,drepa]"]
     neutral = ["trainer=ddp", "trainer.devices=8", "logger=wandb", "stages=[fit]", "paths.runs=/tmp", "train.workers=4"]
-    neutral += ["paths.cache=elsewhere", "train.keep=5"]
+    neutral += ["paths.cache=elsewhere", "train.keep=5", "export.merge=true"]
     assert identity(base) == identity(base + neutral) == identity(base[::-1])
     assert identity(base) != identity([*base, "train.steps=5"])
     assert identity(["seed=0"]) != identity(["seed=1"])

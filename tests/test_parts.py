@@ -301,6 +301,8 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: .* type trainer.precision=bf16-mixed"),
         ("model.align.layer=8", r"loss\.drepa reads block 8, the network has 0\.\.7; set model\.align\.layer"),
         ("sample.weights=emma", "type ema"),
+        ("stages=[fit,export] export.merge=true", "export.merge=true: this model trains no LoRA"),
+        ("stages=[export] export.merge=abc", "export.merge=abc; type true or false"),
         ("dataset=clips", "dataset.root is not set: type dataset.root=DIR"),
     ],
 )

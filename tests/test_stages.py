@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import CogVideoXImageToVideoPipeline
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -15,6 +16,7 @@ from small import small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.checkpoint import read  # noqa: E402
+from timelapse.parts import Run  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
 from timelapse.report.run_page import short_weights  # noqa: E402
@@ -76,6 +78,26 @@ def test_a_checkpoint_that_lacks_what_is_trained_is_refused_in_one_line(trained,
     with pytest.raises(ValueError, match="which this run trains") as error:
         restore(run)
     assert lost in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_lora_is_exported_as_a_whole_pipeline_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    lora = "model.lora={rank: 2, alpha: 2, targets: [to_q]}"
+    run = small_run(tmp_path, "stages=[export]", "export.merge=true", lora, "module.ema_decay=0")
+    run.check()
+    plain = small_run(tmp_path / "plain", "module.ema_decay=0").model.backbone.transformer.state_dict()
+
+    def restored(run: Run) -> None:
+        run.module.materialise()
+        for _, p in run.module.trained():
+            torch.nn.init.constant_(p, 0.5)
+
+    monkeypatch.setattr("timelapse.stages.trained", restored)
+    export(run)
+    opened = CogVideoXImageToVideoPipeline.from_pretrained(tmp_path / "export").transformer.state_dict()
+    shown = capsys.readouterr().err
+    assert opened.keys() == plain.keys() and "export:" in shown and "text_encoder" in shown
+    for name, weight in plain.items():  # B A: two ranks of 0.5 times 0.5
+        torch.testing.assert_close(opened[name].float(), weight + 0.5 * name.endswith("attn1.to_q.weight"))
 
 
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line_that_names_it(trained, tmp_path):

@@ -56,6 +56,14 @@ def check_losses(names: Iterable[str]) -> None:
         raise ValueError(f"losses are ({', '.join(names)}); finetuning needs 'denoise', e.g. 'loss=[denoise,drepa]'")
 
 
+def check_export(cfg: Any) -> None:
+    """ValueError for merging what is no LoRA."""
+    if not isinstance(cfg.export.merge, bool):
+        raise ValueError(f"export.merge={cfg.export.merge}; type true or false")
+    if cfg.export.merge and not cfg.model.get("lora"):
+        raise ValueError("export.merge=true: this model trains no LoRA, its export is whole as it is; leave it out")
+
+
 def check_taps(losses: dict[str, Any], model: Any) -> None:
     """ValueError for a loss that reads a block which the network has not; other models say so themselves."""
     layers = getattr(model, "layers", None)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
-from timelapse.check import check_draws, check_losses, check_ranges, check_taps
+from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
@@ -53,6 +53,8 @@ class Run:
             )
         if "sample" in self.cfg.stages:
             check_input(self.cfg)
+        if "export" in self.cfg.stages:
+            check_export(self.cfg)
         if {"cache", "fit", "sample"} & {*self.cfg.stages}:
             sampler, video = build(self.cfg.sampler), self.cfg.video
             parts = {"sampler": sampler}

@@ -19,7 +19,7 @@ from timelapse.errors import MISTAKES, check_added, one_line
 from timelapse.help import CONF, help_text
 
 # Overrides that do not change the numbers of a run: it resumes on other hardware, in other stages.
-NEUTRAL = {"trainer", "logger", "stages", "ckpt", "input", "paths", "sample", "hydra", "experiment", "study"}
+NEUTRAL = {"trainer", "logger", "stages", "ckpt", "input", "paths", "sample", "export", "hydra", "experiment", "study"}
 NEUTRAL |= {"sweep", "objective"}
 NEUTRAL_KEYS = {"train.workers", "train.checkpoint_every", "train.sample_every", "train.keep"}
 

@@ -170,14 +170,15 @@ def plan(run: Run) -> None:
 
 
 def export(run: Run) -> None:
-    """A diffusers folder (or LoRA weights) that plain diffusers opens, from the averaged weights."""
+    """What plain diffusers opens, from the averaged weights: a folder, or LoRA weights unless `export.merge`."""
     if rank() != 0:
         return
     run = Run(run.cfg, run.folder)  # whole in this process, from the checkpoint: what was fitted may be sharded
     trained(run)
     folder = run.folder / "export"
+    merge = {"merge": True} if run.cfg.export.merge else {}  # only models with a LoRA know the word
     with run.module.averaged():
-        run.model.export(folder)
+        run.model.export(folder, **merge)
     log.info(f"exported: {folder}")
 
 

@@ -84,7 +84,10 @@ class Codec(Protocol):
 
 
 class Conditioning(Protocol):
-    """Batch -> Condition (without tokens). Redraws its noise on every call from one generator a clip."""
+    """Batch -> Condition (without tokens). Redraws its noise on every call from one generator a clip.
+
+    A law that does not fit every clip also has `check(frames)`: ValueError for clips of that length.
+    """
 
     def __call__(
         self,

@@ -15,6 +15,7 @@ from diffusers import (
 from torch import Tensor
 
 from timelapse.model.cogvideox_backbone import Backbone
+from timelapse.model.export import save_parts
 
 if TYPE_CHECKING:
     from timelapse.model.cogvideox import CogVideoX
@@ -33,7 +34,7 @@ def save_pipeline(model: CogVideoX, backbone: Backbone, folder: str | Path) -> N
         transformer=transformer,
         scheduler=scheduler(model),
     )
-    pipeline.save_pretrained(folder)
+    save_parts(pipeline, folder)
 
 
 def save_lora(backbone: Backbone, folder: str | Path) -> None:

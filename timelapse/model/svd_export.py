@@ -10,6 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
+from timelapse.model.export import save_parts
 from timelapse.model.svd_backbone import SvdBackbone
 
 
@@ -40,13 +41,14 @@ def image_processor(model: Any) -> CLIPImageProcessor:
 def save_pipeline(model: Any, backbone: SvdBackbone, folder: Path) -> None:
     """Plain diffusers resizes pictures to 224 pixels for CLIP, whatever its size: a CLIP of another size (the tiny one)
     must be given 'input.image' through this project instead."""
-    StableVideoDiffusionPipeline(
+    pipeline = StableVideoDiffusionPipeline(
         vae=model.codec.vae,
         image_encoder=model.codec.vision,
         unet=backbone.unet,
         scheduler=scheduler(model),
         feature_extractor=image_processor(model),
-    ).save_pretrained(folder)
+    )
+    save_parts(pipeline, folder)
 
 
 def save_delta(model: Any, backbone: SvdBackbone, folder: Path) -> None:
