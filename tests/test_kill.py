@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def command(folder: Path) -> list[str]:
     overrides = [f"paths.runs={folder}", f"paths.cache={folder.parent}/cache", f"train.steps={STEPS}", "stages=[fit]"]
-    return [sys.executable, "-m", "timelapse.run", "+experiment=finetune_only", *SMALL, *overrides]
+    return [sys.executable, "-m", "timelapse.run", "+experiment=drepa_vjepa", *SMALL, *overrides]
 
 
 def metrics(folder: Path) -> Path | None:
