@@ -13,7 +13,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from timelapse import assets  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
+from timelapse.finished import finished, mark_finished  # noqa: E402
 from timelapse.module.denoising import Denoising  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
@@ -219,7 +221,8 @@ def test_the_page_of_an_own_photograph_tells_how_it_was_made(tmp_path, pictures)
 
     hydra_notes("+experiment=drepa_vjepa", "train.steps=7")
     small_run(tmp_path, experiment="drepa_vjepa")  # fitted some day; its config knows of no photograph
-    typed = ["+experiment=drepa_vjepa", f"input.image={pictures[0]}", "input.frame=4", "ckpt=some/run"]
+    source = trained(tmp_path / "some" / "run")
+    typed = ["+experiment=drepa_vjepa", f"input.image={pictures[0]}", "input.frame=4", f"ckpt={source}"]
     hydra_notes(*typed, "stages=[report]")
     run = small_run(tmp_path, *typed[1:], "stages=[sample]", experiment="drepa_vjepa")
     assert read_run(tmp_path).command.endswith("+experiment=drepa_vjepa train.steps=7")  # of the run itself
@@ -343,3 +346,121 @@ def test_files_left_out_are_those_of_now_and_the_footage_is_told(tmp_path):
         assert said.skipped == [(str(file), reason) for file, reason in Footage.skipped]
         assert said.footage == dict.fromkeys(("train", "val"), {"clips": 3, "held_out_by": "source"})
         Footage.skipped = []
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """Shipped weights of a name each, as one installation of the package has them."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    for name in ("cogvideox_tiny_vae", "cogvideox_tiny_transformer", "vjepa_tiny"):
+        (folder / f"{name}.safetensors").write_bytes(name.encode())
+    monkeypatch.setattr(assets, "FOLDER", folder)
+    return folder
+
+
+NAMED = "model.weights={vae: cogvideox_tiny_vae, transformer: cogvideox_tiny_transformer, text: null}"
+
+
+def begun(folder: Path, *typed: str, experiment: str = "drepa_vjepa") -> Run:
+    from small import small_run
+
+    return small_run(folder, NAMED, *typed, experiment=experiment)
+
+
+def trained(folder: Path) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step000002.ckpt").touch()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cogvideox_tiny_vae", "cogvideox_tiny_transformer", "vjepa_tiny"])
+def test_a_run_does_not_go_on_on_shipped_weights_that_changed_since_it_began(tmp_path, package, name):
+    folder = tmp_path / "run"
+    begun(folder)
+    trained(folder)
+    mark_finished(folder, ["fit", "sample"])
+    begun(folder)
+    assert finished(folder, ["fit", "sample"])
+    (package / f"{name}.safetensors").write_bytes(b"of a later version")
+    assert not finished(folder, ["fit", "sample"])
+    with pytest.raises(ValueError, match=f"other shipped weights: {name} .* name=drepa_vjepa_2") as error:
+        begun(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    begun(folder, "stages=[report]")  # which needs no weights
+
+
+@pytest.mark.parametrize("typed", ["stages=[sample]", "stages=[export]"])
+def test_a_checkpoint_is_not_sampled_beside_other_frozen_weights_than_its_own(tmp_path, package, typed):
+    folder = trained(tmp_path / "run")
+    (folder / "assets.json").write_text('{"cogvideox_tiny_vae": "older", "vjepa_tiny": "older"}')
+    for elsewhere in ([folder, typed], [tmp_path / "other", typed, f"ckpt={folder}"]):
+        with pytest.raises(ValueError, match=f"{folder} began on other shipped weights: cogvideox_tiny_vae changed"):
+            begun(*elsewhere)
+    assert not (tmp_path / "other").exists()
+    (folder / "assets.json").write_text('{"vjepa_tiny": "older"}')  # which the training alone reads
+    begun(folder, typed)
+
+
+def test_a_run_begins_on_the_weights_of_now_where_there_is_nothing_to_go_on_from(tmp_path, package):
+    folder = tmp_path / "run"
+    begun(folder, "stages=[sample]")  # of the weights before finetuning
+    mark_finished(folder, ["sample", "evaluate"])
+    (package / "cogvideox_tiny_vae.safetensors").write_bytes(b"of a later version")
+    assert not finished(folder, ["sample"])
+    begun(folder, "stages=[sample]")
+    assert not finished(folder, ["sample"]) and not finished(folder, ["evaluate"])  # until they have run again
+    mark_finished(folder, ["sample"])
+    assert finished(folder, ["sample"])
+
+
+def test_only_weights_that_a_run_reads_tie_it_down(tmp_path, package):
+    folder = tmp_path / "run"
+    begun(folder, experiment="finetune_only")  # no loss is aligned to an encoder
+    trained(folder)
+    (package / "vjepa_tiny.safetensors").write_bytes(b"of a later version")
+    begun(folder, experiment="finetune_only")
+
+
+def test_a_run_from_before_the_record_goes_on(tmp_path, package):
+    folder = tmp_path / "run"
+    begun(folder)
+    trained(folder)
+    (folder / "assets.json").unlink()
+    mark_finished(folder, ["fit"])
+    (package / "vjepa_tiny.safetensors").write_bytes(b"of a later version")
+    begun(folder)
+    assert finished(folder, ["fit"]) and not (folder / "assets.json").exists()
+
+
+def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp_path, package, monkeypatch):
+    from types import SimpleNamespace
+
+    from timelapse import stages
+
+    run = begun(tmp_path / "run", "stages=[ship]")
+    trained(run.folder)
+    run.__dict__["module"] = SimpleNamespace(
+        ship=lambda recipe: [assets.save("cogvideox_tiny_transformer", {"w": torch.ones(2)}, {"recipe": recipe})]
+    )
+    monkeypatch.setattr(stages, "trained", lambda run: None)
+    monkeypatch.setattr(stages.HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=[])))
+    mark_finished(run.folder, ["fit"])
+    stages.ship(run)
+    assert finished(run.folder, ["fit"])
+    begun(run.folder, "stages=[sample]")
+    (package / "cogvideox_tiny_vae.safetensors").write_bytes(b"of another recipe")
+    with pytest.raises(ValueError, match="cogvideox_tiny_vae changed"):
+        begun(run.folder, "stages=[sample]")
+
+
+def test_the_commit_at_which_a_training_began_stays(tmp_path, monkeypatch):
+    from small import small_run
+
+    commits = lambda: (tmp_path / "config.yaml").read_text().split("git_commit: ")[1].strip()
+    for now, then in (("first", "first"), ("second", "second"), ("third", "second")):
+        monkeypatch.setattr("timelapse.parts.commit", lambda now=now: now)
+        small_run(tmp_path)
+        assert commits() == then
+        if now == "second":  # the first made no checkpoint to go on from
+            trained(tmp_path)

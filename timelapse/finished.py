@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from timelapse import assets
 from timelapse.atomic import write
 
 MARKER = "finished.json"
@@ -16,10 +17,11 @@ SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice o
 
 
 def finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> bool:
-    """Whether every one of these stages has ended well here, with the same samples asked for."""
+    """Whether every one of these stages has ended well here, on the shipped weights of now, with the same samples
+    asked for."""
     marker = _read(Path(run_dir) / MARKER)
     same = asked(overrides) == marker["asked"] or not SAMPLED & set(stages)
-    return same and set(stages) <= set(marker["stages"])
+    return same and set(stages) <= set(marker["stages"]) and not assets.changed(Path(run_dir))
 
 
 def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> None:

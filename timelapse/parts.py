@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from timelapse import assets
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
 from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
+from timelapse.finished import MARKER
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
@@ -105,8 +107,11 @@ class Run:
             check_memory(self.cfg, *self.memory)
 
     def freeze(self) -> None:
-        """Write config.yaml; a directory that holds another method's run is refused rather than mixed."""
-        path = self.folder / "config.yaml"
+        """Write config.yaml; a directory that holds another method's run, or one that began on other shipped weights,
+        is refused rather than mixed."""
+        from timelapse.callback.checkpoint import newest
+
+        path, old = self.folder / "config.yaml", {}
         if path.exists():
             old = OmegaConf.to_container(OmegaConf.load(path))
             new = OmegaConf.to_container(self.cfg)
@@ -117,12 +122,44 @@ class Run:
                     f"{self.folder} holds a run with another {', '.join(changed)}; "
                     f"delete it, or give this run its own name: name={self.cfg.name}_2"
                 )
+        trained = newest(self.folder / "checkpoints") is not None
+        self.begin(trained)
         if not path.exists() or "fit" in self.cfg.stages:
-            self.write_config(self.folder)
+            self.write_config(self.folder, began=old.get("git_commit") if trained else None)
 
-    def write_config(self, folder: Path) -> None:
-        """config.yaml and, as overrides.yaml, what was typed: Hydra's own note is of the last command typed here."""
-        made = {**OmegaConf.to_container(self.cfg), "git_commit": commit()}
+    def begin(self, trained: bool) -> None:
+        """Note which shipped weights the run begins on, unless it is trained already and goes on from there.
+
+        ValueError where they changed since the checkpoint's run began: frozen parts would not be those of its training.
+        """
+        if not {"fit", "sample", "export", "ship"} & {*self.cfg.stages}:
+            return
+        now, last = self.shipped(), self.last_checkpoint()
+        home = self.folder if last is None else last.absolute().parents[1]
+        changed = assets.changed(home, now) if last is not None else []
+        if changed:
+            raise ValueError(
+                f"{home} began on other shipped weights: {', '.join(changed)} changed since; delete it and train anew, "
+                f"or give the new run its own name: name={self.cfg.name}_2 (its config.yaml says the older git_commit)"
+            )
+        if not trained:
+            if assets.changed(self.folder):
+                (self.folder / MARKER).unlink(missing_ok=True)  # what had ended well is made anew
+            assets.note(self.folder, now)
+
+    def shipped(self) -> dict[str, str]:
+        """Digests of the shipped weights that these stages read, by name; the encoder's only while it is aligned to."""
+        parts = [self.cfg.model]
+        if "fit" in self.cfg.stages and asked(self.cfg.module, ["losses"]) and self.aligned:
+            parts.append(self.cfg.encoder)
+        return assets.digests([OmegaConf.to_container(part) for part in parts])
+
+    def write_config(self, folder: Path, began: str | None = None) -> None:
+        """config.yaml and, as overrides.yaml, what was typed: Hydra's own note is of the last command typed here.
+
+        began: the commit at which it was first made, where it goes on; None: now.
+        """
+        made = {**OmegaConf.to_container(self.cfg), "git_commit": began or commit()}
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(made)))  # other processes read it meanwhile
         typed = self.folder / ".hydra" / "overrides.yaml"
@@ -286,7 +323,11 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> Path | None:
-        """The checkpoint to sample, measure or export: cfg.ckpt (never beside the stage fit), else the run's newest."""
+        """The checkpoint to sample, measure or export."""
+        return self.last_checkpoint()
+
+    def last_checkpoint(self) -> Path | None:
+        """cfg.ckpt (never beside the stage fit), else the run's newest of now: a fit makes more."""
         from timelapse.callback.checkpoint import newest
         from timelapse.checkpoint import is_sharded
 

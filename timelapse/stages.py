@@ -185,20 +185,25 @@ def export(run: Run) -> None:
 def ship(run: Run) -> None:
     """Write the weights of a pretrain recipe to timelapse/assets, with their numbers and how they were made."""
     trained(run)
-    from timelapse.assets import add_numbers, history
+    from timelapse import assets
     from timelapse.callback.history import read_rows
 
     sources = run.cfg.model.get("weights")
     names = sources.values() if isinstance(sources, DictConfig) else []
-    before = {name: history(name) for name in names}
+    before = {name: assets.history(name) for name in names}
     local = ("paths.", "stages=", "trainer", "logger")
     typed = [o for o in HydraConfig.get().overrides.task if not o.startswith(local)]
     files = run.module.ship(recipe=shlex.join(["python", "-m", "timelapse.run", *typed]))
-    rows = read_rows(run.checkpoint.parents[1] / "metrics.csv")
+    files, home = files if isinstance(files, list) else [files], run.checkpoint.parents[1]
+    # A run may ship over the weights that it began on. Its checkpoint holds the same ones: it goes on beside them.
+    if began := assets.noted(home):
+        shipped = assets.digests([file.stem for file in files])
+        assets.note(home, began | {name: digest for name, digest in shipped.items() if name in began})
+    rows = read_rows(home / "metrics.csv")
     held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}
-    for file in files if isinstance(files, list) else [files]:
+    for file in files:
         steps = {"steps": int(rows[-1]["step"]) + 1 if rows else 0}
-        add_numbers(file, held_out | steps, before.get(file.stem))
+        assets.add_numbers(file, held_out | steps, before.get(file.stem))
         log.info(f"shipped: {file}")
 
 

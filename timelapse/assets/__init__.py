@@ -1,15 +1,25 @@
-"""Small weights that ship with the package: `<name>.safetensors` and `<name>.json` (config, recipe, numbers)."""
+"""Small weights that ship with the package: `<name>.safetensors` and `<name>.json` (config, recipe, numbers).
+
+Their names stay when an update changes what they name, so a run notes the digests of those it began on.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from timelapse.atomic import write_json
+
+if TYPE_CHECKING:  # launchers ask for digests before torch is needed
+    from torch import Tensor
 
 from timelapse.atomic import as_json, write_json, write_together
 
 FOLDER = Path(__file__).parent
+RECORD = "assets.json"  # of a run: name -> digest
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict]:
@@ -53,3 +63,34 @@ def history(name: object) -> list[str]:
         return []
     card = json.loads(card_file.read_text())
     return [*card.get("after", []), card["recipe"]]
+
+
+def digests(named: Any) -> dict[str, str]:
+    """Name -> digest of the shipped weights that are named anywhere in a part of a config, or in a list of names."""
+    if isinstance(named, (dict, list)):
+        parts = named.values() if isinstance(named, dict) else named
+        return {name: digest for part in parts for name, digest in digests(part).items()}
+    return {
+        path.stem: blake2b(path.read_bytes(), digest_size=8).hexdigest()
+        for path in FOLDER.glob("*.safetensors")
+        if path.stem == named
+    }
+
+
+def note(run_dir: Path, record: dict[str, str]) -> None:
+    """Which shipped weights a run began on."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / RECORD, record)
+
+
+def noted(run_dir: Path) -> dict[str, str]:
+    """Empty where the run did not note any, as older ones did not."""
+    path = run_dir / RECORD
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def changed(run_dir: Path, names: Collection[str] | None = None) -> list[str]:
+    """Which of the shipped weights that a run began on, or of these among them, are others or gone now."""
+    before = noted(run_dir)
+    now = digests(list(before))
+    return [name for name in before if (names is None or name in names) and before[name] != now.get(name)]
