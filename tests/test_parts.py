@@ -276,6 +276,19 @@ def test_photographs_of_one_name_and_other_frames_have_folders_of_their_own(tmp_
     assert all(out.parent.name == "input" and out.name.startswith("a-") for out in outs)
 
 
+def test_what_is_asked_of_one_photograph_otherwise_or_of_another_network_does_not_overwrite(tmp_path, pictures):
+    from small import small_run
+
+    of = lambda name: f"ckpt={trained(tmp_path / name)}"
+    changes = [[], ["input.prompt=dawn"], ["input.negative_prompt=dawn"], ["seed=1"], ["sampler.steps=3"]]
+    changes += [["sampler.guidance=9"], ["sample.weights=raw"], [of("one")], [of("two")]]
+    typed = ["stages=[sample]", f"input.image={pictures[0]}", "input.frame=4"]
+    out = lambda *more: small_run(tmp_path / "run", *typed, *more).out
+    outs = [out(*change) for change in changes]
+    assert len({*outs}) == len(changes) and [out(*change) for change in changes] == outs
+    assert out("input.count=3", "trainer.precision=32") == outs[0]  # more of the same
+
+
 @pytest.mark.parametrize(
     "typed, said",
     [

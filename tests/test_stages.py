@@ -121,6 +121,54 @@ def test_samples_say_which_weights_made_them(trained, tmp_path, caplog):
     for folder, said in (("other", str(newest(trained / "checkpoints"))), ("untrained", "weights before finetuning")):
         [made] = read_run(tmp_path / folder).samples
         assert made.weights == said
-        assert f"sampled with <b>{Path(said).stem}</b>" in write_report(tmp_path / folder).read_text()
+        short = f"{trained.parent.name}/{trained.name}/step000002" if folder == "other" else said
+        assert f"sampled with <b>{short}</b>" in write_report(tmp_path / folder).read_text()
     assert f"ckpt={tmp_path / 'trained'}" in caplog.text and "killed" not in caplog.text  # what was meant, perhaps
-    assert short_weights("model.reverse.delta=runs/x on model.weights") == "model.reverse.delta=runs/x on model.weights"
+    delta = "model.reverse.delta=runs/x on model.weights"
+    assert short_weights(delta, tmp_path) == delta
+    assert short_weights(str(newest(trained / "checkpoints")), trained) == "step000002"
+    assert short_weights("runs/photo.ckpt", trained) == "runs/photo.ckpt"
+
+
+def hydra_knows(folder: Path, *typed: str) -> None:
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in typed))
+
+
+def test_a_page_tells_how_its_samples_were_made_and_not_those_before_them(tmp_path, monkeypatch):
+    made = lambda run: (run.out / "samples").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr("timelapse.sampling.sample_clips", made)
+    monkeypatch.setattr("timelapse.stages.restore", lambda run: None)
+    for commit, typed in (("one", []), ("two", ["sample.frames=[0]", "sample.weights=raw"])):
+        monkeypatch.setattr("timelapse.parts.commit", lambda commit=commit: commit)
+        hydra_knows(tmp_path, "+experiment=finetune_only", *typed)
+        run = small_run(tmp_path, "stages=[sample,report]", "cache.enabled=false", *typed)
+        if not typed:
+            (tmp_path / "checkpoints").mkdir()
+            (tmp_path / "checkpoints" / "step000002.ckpt").touch()
+        sample(run)
+    said = read_run(tmp_path)
+    assert said.config["sample"]["frames"] == [0] and said.config["sample"]["weights"] == "raw"
+    assert said.command.endswith("+experiment=finetune_only 'sample.frames=[0]' sample.weights=raw")
+    page = write_report(tmp_path).read_text()
+    assert "At commit two. Its training began at commit one." in page
+
+
+def test_own_pictures_leave_what_the_run_has_finished_as_it_is(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from timelapse import stages
+    from timelapse.finished import finished, mark_finished
+
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    cfg = small_run(tmp_path / "run", "stages=[sample,report]", f"input.image={tmp_path}/a.png", "input.frame=4").cfg
+    hydra = SimpleNamespace(
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "run"), choices={}),
+        overrides=SimpleNamespace(task=[f"input.image={tmp_path}/a.png"]),
+    )
+    monkeypatch.setattr(stages.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(stages, "STAGES", {"sample": lambda run: None, "report": lambda run: None})
+    mark_finished(tmp_path / "run", ["fit", "sample", "evaluate", "report"])
+    stages.run_stages(cfg)
+    assert finished(tmp_path / "run", ["fit", "sample", "evaluate", "report"])
+    assert not finished(tmp_path / "run", ["sample"], hydra.overrides.task)

@@ -166,17 +166,25 @@ class Run:
         if typed.exists():
             write(folder / "overrides.yaml", typed.read_text())
 
+    @property
+    def own(self) -> bool:
+        """Whether the user's own pictures are sampled, not validation clips."""
+        return self.cfg.input.frames is not None or self.cfg.input.image is not None
+
     @cached_property
     def out(self) -> Path:
         """Where samples, numbers and page go: the run itself, or for the user's own pictures a folder in it, one for
-        each choice of pictures and places, that tells by itself how it was made.
+        each choice of pictures, of what is asked of them and of the network that is asked; it tells by itself how it
+        was made. More of the same (`input.count`) lie in the same one.
         """
-        given = OmegaConf.to_container(self.cfg.input)
-        if (given["frames"] or given["image"]) is None:
+        if not self.own:
             return self.folder
+        given, sampler = OmegaConf.to_container(self.cfg.input), OmegaConf.to_container(self.cfg.sampler)
         pictures = [Path(picture) for picture in listed(given["frames"] or given["image"])]
         stems = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(picture.stem for picture in pictures))[:100]
-        which = json.dumps([*(str(picture.resolve()) for picture in pictures), given["frame"], given["between"]])
+        del given["count"]
+        network = [None if self.checkpoint is None else str(self.checkpoint.resolve()), self.cfg.sample.weights]
+        which = json.dumps([*(str(picture.resolve()) for picture in pictures), given, sampler, self.cfg.seed, *network])
         out = self.folder / "input" / f"{stems}-{blake2b(which.encode(), digest_size=4).hexdigest()}"
         self.write_config(out)
         if not (out / "notes.json").exists():
@@ -221,8 +229,7 @@ class Run:
     @property
     def reads_clips(self) -> bool:
         """Whether a stage reads the dataset: samples of own pictures, an export or a report do without."""
-        own = self.cfg.input.frames is not None or self.cfg.input.image is not None
-        return bool(({"cache", "fit"} if own else {"cache", "fit", "sample"}) & {*self.cfg.stages})
+        return bool(({"cache", "fit"} if self.own else {"cache", "fit", "sample"}) & {*self.cfg.stages})
 
     @cached_property
     def encoder(self) -> Any:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from timelapse.build import build, build_all, frozen
 from timelapse.cache import rank
-from timelapse.finished import mark_finished
+from timelapse.finished import SAMPLED, mark_finished
 from timelapse.input import listed
 from timelapse.parts import Run
 from timelapse.randomness import keyed_seed
@@ -37,8 +37,9 @@ def run_stages(cfg: DictConfig) -> float | None:
         log.info(f"{stage}: {run.out if stage in ('sample', 'evaluate', 'report') else run.folder}")
         result = STAGES[stage](run)
         log.info(f"{stage}: {time.perf_counter() - started:.0f} s")
-    if rank() == 0:
-        mark_finished(run.folder, cfg.stages, HydraConfig.get().overrides.task)
+    done = [stage for stage in cfg.stages if not (run.own and stage in SAMPLED)]  # own pictures are not the run's
+    if rank() == 0 and done:
+        mark_finished(run.folder, done, HydraConfig.get().overrides.task)
     return result
 
 
@@ -72,6 +73,7 @@ def fit(run: Run) -> None:
     from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
     from timelapse.plan import too_large, uncounted
+    from timelapse.sampling import meet
     from timelapse.sharding import Fsdp2
 
     cfg = run.cfg
@@ -124,6 +126,7 @@ def fit(run: Run) -> None:
         if run.memory is None or uncounted(cfg):
             raise
         raise ValueError(f"{too_large(cfg, *run.memory)} ({error})") from error
+    meet()  # from here on all processes find the same last checkpoint
 
 
 def sample(run: Run) -> None:
@@ -131,9 +134,9 @@ def sample(run: Run) -> None:
     from timelapse.inbetween import sample_between
     from timelapse.sampling import process, sample_clips, sample_input
 
-    given, make = run.cfg.input, sample_clips
-    if given.frames is not None or given.image is not None:
-        make = sample_between if given.frames is not None else sample_input
+    make = sample_clips
+    if run.own:
+        make = sample_between if run.cfg.input.frames is not None else sample_input
     else:
         _ = run.validation_clips  # each process encodes its share, also where process 0 samples alone
     rank, world = process()
@@ -142,6 +145,8 @@ def sample(run: Run) -> None:
     if run.network:
         restore(run)
     make(run)
+    if rank == 0:
+        run.write_config(run.out / "samples")  # of this command; the run's own is of its training
 
 
 def evaluate(run: Run) -> float | None:

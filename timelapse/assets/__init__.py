@@ -16,7 +16,7 @@ from timelapse.atomic import write_json
 if TYPE_CHECKING:  # launchers ask for digests before torch is needed
     from torch import Tensor
 
-from timelapse.atomic import as_json, write_json, write_together
+from timelapse.atomic import as_json, write_together
 
 FOLDER = Path(__file__).parent
 RECORD = "assets.json"  # of a run: name -> digest

@@ -33,7 +33,10 @@ class Sample:
 
 @dataclass
 class RunFiles:
-    """A run directory: config.yaml, metrics.json, evaluation.json, metrics.csv, samples/, notes.json."""
+    """A run directory: config.yaml, metrics.json, evaluation.json, metrics.csv, samples/, notes.json.
+
+    config, command: those that made the samples, where these have their own; else the run's.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -45,6 +48,7 @@ class RunFiles:
     skipped: list[tuple[str, str]]  # file, reason
     notes: list[str]  # what stands in for what
     footage: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> what the dataset says of itself
+    began: str = ""  # commit of the run's own training, which samples may be younger than; "" where nobody noted it
 
     @property
     def name(self) -> str:
@@ -61,14 +65,16 @@ def read_run(folder: Path | str) -> RunFiles:
     parts = ("config.yaml", "metrics.json", "evaluation.json", "metrics.csv", "samples")
     if not any((folder / name).exists() for name in parts):
         raise ValueError(f"{folder} is not a run directory (none of {', '.join(parts)}); give one like runs/NAME/...")
-    text = (folder / "config.yaml").read_text() if (folder / "config.yaml").exists() else ""
+    own, made = (read_text(folder / name) for name in ("config.yaml", "samples/config.yaml"))
+    config = yaml.safe_load(made or own) or {}
+    trained_here = bool(made) and config.get("ckpt") is None and any((folder / "checkpoints").glob("step*.ckpt"))
     evaluation = read_json(folder / "evaluation.json")
     notes = read_json(folder / "notes.json")
     metrics = evaluation.get("metrics") or flat_metrics(read_json(folder / "metrics.json"))
     return RunFiles(
         folder=folder,
-        config=yaml.safe_load(text) or {},
-        config_text=text,
+        config=config,
+        config_text=made or own,
         command=command(folder),
         metrics={name: restored(said) for name, said in metrics.items()},
         samples=read_samples(folder / "samples", evaluation.get("per_clip") or {}),
@@ -76,7 +82,13 @@ def read_run(folder: Path | str) -> RunFiles:
         skipped=[(str(path), str(reason)) for path, reason in notes.get("skipped", [])],
         notes=[str(note) for note in [*notes.get("notes", []), *evaluation.get("notes", [])]],
         footage=notes.get("footage", {}),
+        began=str((yaml.safe_load(own) or {}).get("git_commit") or "") if trained_here else "",
     )
+
+
+def read_text(path: Path) -> str:
+    """Empty when the file is missing."""
+    return path.read_text() if path.exists() else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,7 +156,8 @@ def read_samples(folder: Path, per_clip: dict[str, dict[str, float]]) -> list[Sa
 def command(folder: Path) -> str:
     """What was typed; without `stages`, which say how far it went. Beside a checkpoint of elsewhere nothing is
     fitted, so that what follows the fit is named."""
-    noted = (folder / "overrides.yaml", folder / ".hydra" / "overrides.yaml")  # of the run; of the last command in it
+    places = ("samples", ".", ".hydra")  # of the samples; of the run; of the last command in it
+    noted = [folder / place / "overrides.yaml" for place in places]
     path = next((path for path in noted if path.exists()), noted[0])
     overrides = (yaml.safe_load(path.read_text()) or []) if path.exists() else []
     kept = [str(o) for o in overrides if not str(o).startswith("stages=")]

@@ -65,21 +65,26 @@ def facts(run: RunFiles) -> Markup:
     """The run in a line of chips."""
     config, video = run.config, run.config.get("video") or {}
     trained = max((s[-1] for n, (s, _) in run.curves.items() if n.startswith("train/")), default=None)
+    weights = sorted({short_weights(sample.weights, run.folder) for sample in run.samples if sample.weights})
     said = {
         "clips": f"{video['frames']} × {video['height']} × {video['width']}" if "frames" in video else None,
         "loss": " + ".join(config.get("loss") or {}) or None,
         "steps": None if trained is None else trained + 1,
         "seed": run.seed,
-        "sampled with": " · ".join(sorted({short_weights(s.weights) for s in run.samples if s.weights})) or None,
+        "sampled with": " · ".join(weights) or None,
         "commit": config.get("git_commit"),
     }
     chips = [tag("li", f"{name} ", tag("b", value)) for name, value in said.items() if value is not None]
     return tag("ul", *chips, class_="chips")
 
 
-def short_weights(said: str) -> str:
-    """A checkpoint by its name, anything else as it stands."""
-    return Path(said).stem if said.endswith(".ckpt") else said
+def short_weights(said: str, folder: Path) -> str:
+    """A checkpoint of this run by its name, of another after the run's; anything else as it stands."""
+    path = Path(said)
+    if not said.endswith(".ckpt") or path.parent.name != "checkpoints":
+        return said
+    run = path.absolute().parents[1]
+    return path.stem if run == folder.absolute() else "/".join((*run.parts[-2:], path.stem))
 
 
 def headline(run: RunFiles) -> Markup:
@@ -289,7 +294,8 @@ def reproduce(run: RunFiles) -> list[Markup]:
     commit = run.config.get("git_commit")
     if commit:
         changed = " with changes that were not committed" if str(commit).endswith("+") else ""
-        parts.append(tag("p", f"At commit {str(commit).rstrip('+')}{changed}."))
+        before = f" Its training began at commit {run.began}." if run.began not in ("", commit) else ""
+        parts.append(tag("p", f"At commit {str(commit).rstrip('+')}{changed}.{before}"))
     parts.append(fold("Versions", table(("package", "version"), versions())))
     if run.config_text:
         parts.append(fold("Config", tag("pre", tag("code", run.config_text))))
