@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(uncut, tmp_path
 
     def fills_up(*args):
         if run.module.global_step == 3:
+            while newest(tmp_path / "checkpoints") is None:  # written beside the training
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         return train(*args)
 
