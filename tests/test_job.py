@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -107,7 +108,9 @@ def test_through_joblib_a_failed_job_leaves_the_others_alone(app: Path):
 
 
 def test_what_a_sweep_optimises(tmp_path: Path):
-    (tmp_path / "metrics.json").write_text(json.dumps({"subject_consistency": 0.9, "morphing_degree": 0.2}))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"subject_consistency": 0.9, "morphing_degree": 0.2, "void": None})
+    )
     (tmp_path / "metrics.csv").write_text(
         "step,train/loss,val/denoise_t100,val/denoise_t0.5,val/denoise_rest_t100\n"
         "0,9,,,\n1,,5,7,9\n2,8,,,\n3,,1,2,9\n4,7.5,,,\n"
@@ -115,6 +118,6 @@ def test_what_a_sweep_optimises(tmp_path: Path):
     assert score(tmp_path, "subject_consistency") == 0.9
     assert score(tmp_path, ["subject_consistency", "morphing_degree"]) == (0.9, 0.2)
     assert score(tmp_path, "val/denoise") == 1.5 and score(tmp_path, "train/loss") == 7.5
-    assert score(tmp_path, None) is None
+    assert score(tmp_path, None) is None and math.isnan(score(tmp_path, "void"))  # not to be had of these samples
     with pytest.raises(ValueError, match="objective=sc is neither in metrics.json nor in metrics.csv"):
         score(tmp_path, "sc")

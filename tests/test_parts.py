@@ -313,6 +313,8 @@ def test_what_is_asked_of_one_photograph_otherwise_or_of_another_network_does_no
         ("train.keep=0", "train.keep=0; type a whole number of 1 or more, or null"),
         ("module.noises_per_clip=0", "module.noises_per_clip=0; type"),
         ("module.caption_dropout=abc", "module.caption_dropout=abc; type a number"),
+        ("conditioning.law=8", "any_frame: law is 8; expected uniform or a list of frames"),
+        ("loss=[]", r"finetuning needs 'denoise'"),
         ("loss=[drepa]", r"finetuning needs 'denoise', e.g. 'loss=\[denoise,drepa\]'"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: .* type trainer.precision=bf16-mixed"),
         ("model.align.layer=8", r"loss\.drepa reads block 8, the network has 0\.\.7; set model\.align\.layer"),
@@ -397,7 +399,7 @@ def test_a_run_does_not_go_on_on_shipped_weights_that_changed_since_it_began(tmp
     assert finished(folder, ["fit", "sample"])
     (package / f"{name}.safetensors").write_bytes(b"of a later version")
     assert not finished(folder, ["fit", "sample"])
-    with pytest.raises(ValueError, match=f"other shipped weights: {name} .* name=drepa_vjepa_2") as error:
+    with pytest.raises(ValueError, match=f"other shipped weights: {name} .* paths.runs=DIR") as error:
         begun(folder)
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
     begun(folder, "stages=[report]")  # which needs no weights
@@ -427,6 +429,35 @@ def test_a_run_begins_on_the_weights_of_now_where_there_is_nothing_to_go_on_from
     assert finished(folder, ["sample"])
 
 
+def test_samples_do_not_hang_on_the_encoder_that_training_alone_reads(tmp_path, package):
+    folder = tmp_path / "run"
+    begun(folder)
+    trained(folder)
+    mark_finished(folder, ["fit", "sample"])
+    (package / "vjepa_tiny.safetensors").write_bytes(b"of a later version")
+    assert finished(folder, ["sample"]) and not finished(folder, ["fit", "sample"])
+    begun(folder, "stages=[sample]")
+
+
+def test_a_damaged_record_is_named_and_stops_no_sweep(tmp_path, package):
+    folder = tmp_path / "run"
+    begun(folder)
+    trained(folder)
+    mark_finished(folder, ["fit"])
+    (folder / "assets.json").write_text("")
+    assert not finished(folder, ["fit"])
+    with pytest.raises(ValueError, match=f"{folder}/assets.json is damaged .*; delete it"):
+        begun(folder)
+
+
+def test_an_export_of_another_kind_is_not_finished(tmp_path):
+    mark_finished(tmp_path, ["fit", "export"])
+    assert finished(tmp_path, ["fit", "export"]) and not finished(tmp_path, ["export"], ["export.merge=true"])
+    mark_finished(tmp_path, ["export"], ["export.merge=true"])
+    assert finished(tmp_path, ["export"], ["export.merge=true"]) and not finished(tmp_path, ["export"])
+    assert finished(tmp_path, ["fit"])
+
+
 def test_only_weights_that_a_run_reads_tie_it_down(tmp_path, package):
     folder = tmp_path / "run"
     begun(folder, experiment="finetune_only")  # no loss is aligned to an encoder
@@ -453,12 +484,22 @@ def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp
 
     run = begun(tmp_path / "run", "stages=[ship]")
     trained(run.folder)
+
+    def killed(recipe):
+        assets.save("cogvideox_tiny_transformer", {"w": torch.zeros(2)}, {"recipe": recipe})
+        raise KeyboardInterrupt
+
     run.__dict__["module"] = SimpleNamespace(
         ship=lambda recipe: [assets.save("cogvideox_tiny_transformer", {"w": torch.ones(2)}, {"recipe": recipe})]
     )
     monkeypatch.setattr(stages, "trained", lambda run: None)
     monkeypatch.setattr(stages.HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=[])))
     mark_finished(run.folder, ["fit"])
+    whole, run.module.ship = run.module.ship, killed
+    with pytest.raises(KeyboardInterrupt):
+        stages.ship(run)
+    begun(tmp_path / "run", "stages=[ship]")
+    run.module.ship = whole
     stages.ship(run)
     assert finished(run.folder, ["fit"])
     begun(run.folder, "stages=[sample]")

@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from timelapse import assets
 from timelapse.atomic import write
 
 MARKER = "finished.json"
 ASKED = ("sample.", "input.", "ckpt=")  # overrides that make other samples in the same run directory
-
-
+EXPORTED = ("export.", "ckpt=")  # and those that make another export
 SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice of samples; the others to the run
 
 
@@ -21,7 +22,18 @@ def finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()
     asked for."""
     marker = _read(Path(run_dir) / MARKER)
     same = asked(overrides) == marker["asked"] or not SAMPLED & set(stages)
-    return same and set(stages) <= set(marker["stages"]) and not assets.changed(Path(run_dir))
+    return same and {*kinds(stages, overrides)} <= {*marker["stages"]} and not outdated(Path(run_dir), stages)
+
+
+def outdated(run_dir: Path, stages: Sequence[str]) -> bool:
+    """Whether shipped weights that these stages read changed since the run began; without `fit`, the model's alone."""
+    try:
+        config = yaml.safe_load((run_dir / "config.yaml").read_text()) or {}
+        return bool(assets.changed(run_dir, None if "fit" in stages else assets.digests(config.get("model"))))
+    except OSError:
+        return bool(assets.changed(run_dir))
+    except (ValueError, yaml.YAMLError):  # a damaged record: the run itself says so
+        return True
 
 
 def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> None:
@@ -30,13 +42,20 @@ def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str]
     before, now = _read(path), asked(overrides)
     if SAMPLED & set(stages) and before["asked"] != now:  # what was made of other samples is gone
         before = {"stages": [s for s in before["stages"] if s not in SAMPLED], "asked": now}
-    marker = {"stages": list(dict.fromkeys([*before["stages"], *stages])), "asked": before["asked"]}
+    if "export" in stages:  # there is one folder for all
+        before["stages"] = [s for s in before["stages"] if s.split()[0] != "export"]
+    marker = {"stages": list(dict.fromkeys([*before["stages"], *kinds(stages, overrides)])), "asked": before["asked"]}
     write(path, json.dumps(marker))
 
 
-def asked(overrides: Sequence[str]) -> list[str]:
+def asked(overrides: Sequence[str], of: tuple[str, ...] = ASKED) -> list[str]:
     """Those overrides that say which samples are wanted."""
-    return sorted(o.lstrip("+") for o in overrides if o.lstrip("+").startswith(ASKED))
+    return sorted(o.lstrip("+") for o in overrides if o.lstrip("+").startswith(of))
+
+
+def kinds(stages: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Stages as the marker has them: an export with what was asked of it."""
+    return [" ".join([s, *asked(overrides, EXPORTED)]) if s == "export" else s for s in stages]
 
 
 def _read(path: Path) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -83,8 +84,9 @@ def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[flo
     if isinstance(names, (list, tuple, ListConfig)):
         return tuple(score(run_dir, name) for name in names)
     try:
-        return float(json.loads((run_dir / "metrics.json").read_text())[names])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or null
+        found = json.loads((run_dir / "metrics.json").read_text())[names]
+        return math.nan if found is None else float(found)  # null: not to be had of these samples
+    except (OSError, ValueError, KeyError):
         pass
     logged, meant = {}, re.compile(rf"{re.escape(names)}(_t[\d.e+-]+)?")
     if (run_dir / "metrics.csv").exists():

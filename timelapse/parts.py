@@ -78,7 +78,7 @@ class Run:
                 check_known(self.cfg, parts)
                 if "model" in parts:
                     if asked(self.cfg.module, ["losses"]):
-                        check_losses(self.cfg.loss)
+                        check_losses(self.cfg.get("loss") or {})
                     check_draws(self.cfg, self.model, self.conditioning)
                     if "fit" in self.cfg.stages:
                         check_taps(self.losses, self.model)
@@ -139,8 +139,8 @@ class Run:
         changed = assets.changed(home, now) if last is not None else []
         if changed:
             raise ValueError(
-                f"{home} began on other shipped weights: {', '.join(changed)} changed since; delete it and train anew, "
-                f"or give the new run its own name: name={self.cfg.name}_2 (its config.yaml says the older git_commit)"
+                f"{home} began on other shipped weights: {', '.join(changed)} changed since; go on with the version of "
+                f"this package that its config.yaml names (git_commit), or train anew elsewhere: paths.runs=DIR"
             )
         if not trained:
             if assets.changed(self.folder):

@@ -196,14 +196,18 @@ def ship(run: Run) -> None:
     sources = run.cfg.model.get("weights")
     names = sources.values() if isinstance(sources, DictConfig) else []
     before = {name: assets.history(name) for name in names}
+    # A run may ship over the weights that it began on. Its checkpoint holds the same ones: it goes on beside them, also
+    # when it is killed here, so the note tells of them afterwards only.
+    home = run.checkpoint.parents[1]
+    began = assets.noted(home) if (home / assets.RECORD).exists() else None
+    if began is not None:
+        assets.note(home, {name: digest for name, digest in began.items() if name not in before})
     local = ("paths.", "stages=", "trainer", "logger")
     typed = [o for o in HydraConfig.get().overrides.task if not o.startswith(local)]
     files = run.module.ship(recipe=shlex.join(["python", "-m", "timelapse.run", *typed]))
-    files, home = files if isinstance(files, list) else [files], run.checkpoint.parents[1]
-    # A run may ship over the weights that it began on. Its checkpoint holds the same ones: it goes on beside them.
-    if began := assets.noted(home):
-        shipped = assets.digests([file.stem for file in files])
-        assets.note(home, began | {name: digest for name, digest in shipped.items() if name in began})
+    files = files if isinstance(files, list) else [files]
+    if began is not None:
+        assets.note(home, began | assets.digests([*before]))
     rows = read_rows(home / "metrics.csv")
     held_out = {k: round(float(v), 4) for row in rows for k, v in row.items() if k.startswith("val/")}
     for file in files:

@@ -84,9 +84,12 @@ def note(run_dir: Path, record: dict[str, str]) -> None:
 
 
 def noted(run_dir: Path) -> dict[str, str]:
-    """Empty where the run did not note any, as older ones did not."""
+    """Empty where the run did not note any, as older ones did not. ValueError where the note is damaged."""
     path = run_dir / RECORD
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it") from error
 
 
 def changed(run_dir: Path, names: Collection[str] | None = None) -> list[str]:

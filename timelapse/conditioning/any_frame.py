@@ -29,7 +29,7 @@ class AnyFrame:
         bank: int = 0,
     ):
         check_law(first_probability, variance)
-        if law != "uniform" and (isinstance(law, str) or not law):
+        if law != "uniform" and (isinstance(law, (str, int)) or not law):
             raise ValueError(f"any_frame: law is {law!r}; expected uniform or a list of frames, e.g. [8,16]")
         self.first_probability, self.variance = first_probability, variance
         self.law, self.image_noise = law, image_noise
