@@ -12,7 +12,7 @@ import torch
 from timelapse.dataset import failures, synthetic
 from timelapse.dataset.synthetic import Synthetic
 from timelapse.dataset.world import shape
-from timelapse.dataset.world.canvas import Canvas
+from timelapse.dataset.world.canvas import Canvas, hsv
 from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
 from timelapse.dataset.world.view import draw_views
 from timelapse.metric.camera import camera_path
@@ -93,6 +93,36 @@ def test_the_colour_to_come_is_a_secret_of_the_first_frame(process, name):
     a, b = render(process, red, stage, 32, 32)[0], render(process, other, stage, 32, 32)[0]
     first, last = (a - b).abs().mean((1, 2, 3))
     assert first < 0.002 and last > 0.02
+
+
+SHOWS = {  # red, green and blue of a saturated pixel
+    "red": lambda r, g, b: r > 3 * max(g, b),
+    "orange": lambda r, g, b: r > g > b and g < 0.65 * r,
+    "yellow": lambda r, g, b: r >= g > 3 * b and g > 0.65 * r,
+    "green": lambda r, g, b: g >= r > b or g > b > r,
+    "blue": lambda r, g, b: b > g >= r,
+    "purple": lambda r, g, b: b > r > g or b >= r > g,
+    "pink": lambda r, g, b: r > b > g,
+}
+
+
+def test_a_caption_tells_the_colour_that_the_first_frame_hides():
+    data = Synthetic(size=300, colours=0.8)
+    told = 0
+    for i in range(data.size):
+        name, who = data.process(i), data.identity(i)
+        plain, _, colour = data.caption(i).partition(", ")
+        assert plain == Synthetic(size=300).caption(i) == PROCESSES[name].caption
+        assert len(data.caption(i).encode()) < 40  # with its end mark what the small text encoder reads
+        if colour == "white":
+            assert who["white"]
+        elif colour:
+            assert SHOWS[colour](*hsv(who[PROCESSES[name].hidden], 1.0, 1.0).flatten().tolist()), (name, who, colour)
+        told += bool(colour)
+    hides = sum(bool(PROCESSES[data.process(i)].hidden) for i in range(data.size))
+    assert hides == 210 and abs(told / hides - 0.8) < 0.08
+    one, other = (Synthetic(size=10, height=16, width=16, frames=3, colours=share)[0] for share in (0.0, 1.0))
+    assert torch.equal(one["video"], other["video"]) and one["caption"] != other["caption"]
 
 
 def test_edges_are_anti_aliased():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timelapse.dataset.failures import FAILURES, flicker, freeze, splice, zigzag
-from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, draw_identity, render, stranger
+from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, colour_of, draw_identity, render, stranger
 from timelapse.dataset.world.view import MARGIN, draw_views, seen
 from timelapse.randomness import keyed
 
@@ -27,7 +27,8 @@ class Synthetic(Dataset):
     size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
-    share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it.
+    share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share of
+    clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow").
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -46,6 +47,7 @@ class Synthetic(Dataset):
         split: str = "train",
         camera: float = 0.0,
         span: Sequence[float] | None = None,
+        colours: float = 0.0,
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
@@ -66,12 +68,15 @@ class Synthetic(Dataset):
         self.size, self.frames, self.height, self.width = size, frames, height, width
         if not 0 <= camera <= 1:
             raise ValueError(f"synthetic: dataset.camera={camera} is a share of clips, 0..1, e.g. 0.5")
+        if not 0 <= colours <= 1:
+            raise ValueError(f"synthetic: dataset.colours={colours} is a share of captions, 0..1, e.g. 0.8")
         if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1] <= 1):
             raise ValueError(
                 f"synthetic: dataset.span={list(span)} is the least and largest share of a process that a clip shows, "
                 f"0..1, e.g. [0.3,0.6]"
             )
         self.seed, self.failure, self.split, self.camera, self.span = seed, failure, split, camera, span
+        self.colours = colours
 
     def __len__(self) -> int:
         return self.size
@@ -101,6 +106,12 @@ class Synthetic(Dataset):
         drawn for it, e.g. `petal_hue`; the names differ between processes."""
         name = self.process(index)
         return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
+
+    def caption(self, index: int) -> str:
+        """What the clip shows, with the colour that it grows into in a share `colours` of them."""
+        name, told = self.process(index), torch.rand((), generator=self._draw(index, "caption")) < self.colours
+        colour = colour_of(name, self.identity(index)) if told else ""
+        return SCENARIOS[name].caption + (colour and f", {colour}")
 
     def clean_stage(self, index: int) -> Tensor:
         """(T,) strictly increasing progress at an uneven pace, from U(0, 0.15) to U(0.8, 1) or over `span`."""
@@ -153,6 +164,6 @@ class Synthetic(Dataset):
             "mask": mask,
             "stage": stage,
             "seconds": torch.linspace(0, 1, self.frames, dtype=torch.float64) * duration,
-            "caption": scenario.caption,
+            "caption": self.caption(index),
             "key": self.key(index),
         }

@@ -17,6 +17,8 @@ from timelapse.dataset.world.scene import scatter, sway
 
 HOUR, DAY = 3600.0, 86400.0
 Ranges = dict[str, tuple[float, float] | list[float]]  # a tuple is an interval, a list is a choice
+COLOURS = (0.04, "red"), (0.10, "orange"), (0.16, "yellow"), (0.45, "green"), (0.70, "blue"), (0.84, "purple"), \
+    (0.96, "pink"), (1.0, "red")  # up to which hue  # fmt: skip
 PLACE: Ranges = dict(light=[-1, 1], hue=(0.0, 1.0), tone=(0.0, 1.0), seed=(0, 2**31))
 
 
@@ -28,19 +30,20 @@ class Scenario:
     ranges: Ranges
     caption: str
     seconds: tuple[float, float]  # shortest and longest real duration
+    hidden: str = ""  # the hue in `ranges` that a first frame does not show
 
 
 PROCESSES: dict[str, Scenario] = {
-    "flower": Scenario(flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY)),
-    "seedling": Scenario(seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY)),
+    "flower": Scenario(flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY), "petal_hue"),
+    "seedling": Scenario(seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY), "leaf_hue"),
     "dough": Scenario(dough, DOUGH, "time-lapse of bread rising and baking", (1 * HOUR, 4 * HOUR)),
-    "ice": Scenario(ice, ICE, "time-lapse of ice melting", (0.5 * HOUR, 3 * HOUR)),
-    "fruit": Scenario(fruit, FRUIT, "time-lapse of fruit ripening", (10 * DAY, 60 * DAY)),
+    "ice": Scenario(ice, ICE, "time-lapse of ice melting", (0.5 * HOUR, 3 * HOUR), "berry_hue"),
+    "fruit": Scenario(fruit, FRUIT, "time-lapse of fruit ripening", (10 * DAY, 60 * DAY), "ripe_hue"),
     "candle": Scenario(candle, CANDLE, "time-lapse of a candle burning down", (3 * HOUR, 12 * HOUR)),
-    "mushroom": Scenario(mushroom, MUSHROOM, "time-lapse of mushrooms growing", (1 * DAY, 5 * DAY)),
+    "mushroom": Scenario(mushroom, MUSHROOM, "time-lapse of mushrooms growing", (1 * DAY, 5 * DAY), "cap_hue"),
     "landscape": Scenario(landscape, LANDSCAPE, "time-lapse of a day in the country", (14 * HOUR, 20 * HOUR)),
-    "tree": Scenario(tree, TREE, "time-lapse of a tree in autumn", (20 * DAY, 70 * DAY)),
-    "tea": Scenario(tea, TEA, "time-lapse of tea steeping", (180.0, 600.0)),
+    "tree": Scenario(tree, TREE, "time-lapse of a tree in autumn", (20 * DAY, 70 * DAY), "leaf_hue"),
+    "tea": Scenario(tea, TEA, "time-lapse of tea steeping", (180.0, 600.0), "tea_hue"),
 }
 
 # Directional motion; only where a config names it, so that the ten processes above stay what they are.
@@ -66,6 +69,13 @@ def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
             who[name] = allowed[0] + u * (allowed[1] - allowed[0])
     who["seed"], who["own"] = int(who["seed"]), int(who["own"])
     return who
+
+
+def colour_of(process: str, who: dict[str, float]) -> str:
+    """The everyday name of the colour that shows late: petals, ripe fruit, autumn leaves; empty where nothing hides."""
+    if not (hidden := SCENARIOS[process].hidden):
+        return ""
+    return "white" if who.get("white") else next(name for end, name in COLOURS if who[hidden] < end)
 
 
 def render(process: str, who: dict[str, float], stage: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
