@@ -37,6 +37,10 @@ def check_ranges(cfg: Any) -> None:
         value = cfg.train[name]
         if not (isinstance(value, (int, float)) and right(value) or value is None and name in NULL):
             raise ValueError(f"train.{name}={value}; type {said}")
+    if not (isinstance(cfg.seed, int) and cfg.seed >= 0):
+        raise ValueError(f"seed={cfg.seed}; type a whole number of 0 or more")
+    if cfg.trainer.devices in (0, "0", []):
+        raise ValueError(f"trainer.devices={cfg.trainer.devices}; type how many, auto, or a list of which, e.g. [0,1]")
 
 
 def check_draws(cfg: Any, model: Any, conditioning: Any) -> None:

@@ -39,12 +39,19 @@ def perceptual_error(
     features: a frozen network with `pyramid(frames, strides)` (timelapse.metric.frame_features). As LPIPS (Zhang et
     al. 2018, eq. 1), without its learned channel weights. Blur, which the pixel error forgives, costs here.
     """
-    unit = lambda f: torch.nn.functional.normalize(f, dim=1)
     with torch.no_grad():
-        theirs = features.pyramid(target.flatten(0, 1), strides)
-    ours = features.pyramid(output.flatten(0, 1), strides)
-    each = [(unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs)]
-    return torch.stack(each).mean(0).reshape(output.shape[:2]).mean(1)
+        theirs = unit_maps(features, target, strides)
+    return map_error(unit_maps(features, output, strides), theirs).reshape(output.shape[:2]).mean(1)
+
+
+def unit_maps(features: nn.Module, video: Tensor, strides: tuple[int, ...] = (2, 4, 8)) -> list[Tensor]:
+    """(B,T,3,H,W) in [-1,1] -> maps (BT,c,h,w), each place's features of unit length."""
+    return [torch.nn.functional.normalize(m, dim=1) for m in features.pyramid(video.flatten(0, 1), strides)]
+
+
+def map_error(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    """Two lists of maps (B,c,h,w) -> (B,) squared distance, mean over places and maps."""
+    return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(ours, theirs)]).mean(0)
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXTransformer3DModel,
 )
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor
 
 from timelapse.model.cogvideox_backbone import Backbone
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def save_pipeline(model: CogVideoX, backbone: Backbone, folder: str | Path) -> None:
-    """A folder for `CogVideoXImageToVideoPipeline.from_pretrained`: all parts, LoRA merged into the weights."""
+    """A folder for `CogVideoXImageToVideoPipeline.from_pretrained`: all parts, LoRA merged into the weights.
+
+    A LoRA's file that an earlier export left there goes: whoever loaded it too would add it twice.
+    """
     source = backbone.transformer
     with torch.device("meta"):
         transformer = CogVideoXTransformer3DModel.from_config(source.config)
@@ -35,6 +39,7 @@ def save_pipeline(model: CogVideoX, backbone: Backbone, folder: str | Path) -> N
         scheduler=scheduler(model),
     )
     save_parts(pipeline, folder)
+    (Path(folder) / LORA_WEIGHT_NAME_SAFE).unlink(missing_ok=True)
 
 
 def save_lora(backbone: Backbone, folder: str | Path) -> None:

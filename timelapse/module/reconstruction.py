@@ -16,7 +16,8 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCaus
 from torch import Tensor, nn
 
 from timelapse import assets
-from timelapse.loss.reconstruction import gradient_error, perceptual_error, pixel_error, psnr
+from timelapse.loss.adversarial import Judge, fooling_error, judge_error
+from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
 from timelapse.randomness import keyed_each
 from timelapse.types import Batch
 
@@ -32,7 +33,8 @@ class Reconstruction(L.LightningModule):
         that are used, each process; crop: side in pixels of a random square; rate: (first, last) learning rate,
         changing as a cosine; noise: deviation added to the latent, in the latent's own units; encoder: false
         freezes the encoder, so that latents stay what they are while the decoder goes on learning; perceptual: weight
-        of the perceptual error on `judged_frames` frames of each clip.
+        of the perceptual error on `judged_frames` frames of each clip; adversarial: weight of a judge's verdict on
+        them (timelapse.loss.adversarial), which learns beside, at `judge_rate`.
     features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
     latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
         distance between differences of neighbouring pixels and frames. sparse_share: share of clips turned into
@@ -54,6 +56,7 @@ class Reconstruction(L.LightningModule):
         sparse_variance: float = 0.07,
         features: nn.Module | None = None,
         judged_frames: int = 4,
+        judge_rate: float = 5e-4,
         seed: int = 0,
     ):
         super().__init__()
@@ -62,6 +65,8 @@ class Reconstruction(L.LightningModule):
                 raise ValueError(f"reconstruction: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
         if features is None and any(stage.get("perceptual") for stage in stages):
             raise ValueError("reconstruction: a stage has a perceptual weight; set module.features to a network")
+        if any(stage.get("adversarial") and not stage.get("perceptual") for stage in stages):
+            raise ValueError("reconstruction: an adversarial stage reads the perceptual error's maps; weigh that too")
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)
@@ -71,6 +76,13 @@ class Reconstruction(L.LightningModule):
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
         self.register_buffer("standardised", torch.zeros((), dtype=torch.bool))
         fix_posterior(self.vae, stages[-1]["noise"])
+        self.judge, self.judge_rate = None, judge_rate
+        if any(stage.get("adversarial") for stage in stages):
+            self.judge = Judge([m.shape[1] for m in unit_maps(features, torch.zeros(1, 1, 3, 32, 32))])
+
+    @property
+    def features(self) -> nn.Module | None:
+        return self._frozen["features"]
 
     @property
     def backbone(self) -> nn.Module:
@@ -95,13 +107,17 @@ class Reconstruction(L.LightningModule):
         return up * (last + (first - last) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.vae.parameters(), lr=1.0, betas=self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        trained = [({"params": self.vae.parameters()}, self.rate)]
+        if self.judge is not None:
+            trained.append(({"params": self.judge.parameters(), "betas": (0.5, 0.9)}, lambda step: self.judge_rate))
+        groups, rates = zip(*trained)
+        optimizer = torch.optim.Adam(groups, lr=1.0, betas=self.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(rates))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:
-        if self._frozen["features"] is not None:
-            self._frozen["features"].to(self.device)
+        if self.features is not None:
+            self.features.to(self.device)
 
     # -- one step ----------------------------------------------------------------------------------------------
 
@@ -130,9 +146,16 @@ class Reconstruction(L.LightningModule):
         total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
         if stage.get("perceptual"):
             frames = torch.stack([drawn(flags, self.judged_frames, g) for flags, g in zip(known, generators)])
-            pick = lambda x: torch.stack([clip[i] for clip, i in zip(x, frames)])
-            losses["perceptual"] = perceptual_error(self._frozen["features"], pick(output), pick(video)).mean()
+            maps = lambda x: unit_maps(self.features, torch.stack([clip[i] for clip, i in zip(x, frames)]))
+            with torch.no_grad():
+                real = maps(video)
+            made = maps(output)
+            losses["perceptual"] = map_error(made, real).mean()
             total = total + stage["perceptual"] * losses["perceptual"]
+            if stage.get("adversarial"):
+                losses["judge"] = judge_error(self.judge, real, made)
+                losses["fooling"] = fooling_error(self.judge, made)
+                total = total + losses["judge"] + stage["adversarial"] * losses["fooling"]
         if stage.get("encoder", True) and stage["frames"] > 1:  # frame 0 alone keeps a latent of its own
             first = video[:, :1]
             _, again = self.forward(first, stage["noise"], True, generators)
