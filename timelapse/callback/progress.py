@@ -20,8 +20,16 @@ class StepProgress(TQDMProgressBar):
         bar.set_description("fit")
         return bar
 
+    def on_train_start(self, trainer, module):
+        super().on_train_start(trainer, module)
+        self.begin(trainer)  # a resumed run goes on in the middle of its epoch: no epoch starts
+
     def on_train_epoch_start(self, trainer, *_):
+        self.begin(trainer)
+
+    def begin(self, trainer) -> None:
+        """Where this run stands, from which its rate and the time left are counted."""
         self.train_progress_bar.reset(self.total_train_batches)
-        self.train_progress_bar.initial = 0
         self.train_progress_bar.set_description("fit")
-        self.train_progress_bar.n = trainer.global_step * trainer.accumulate_grad_batches
+        done = trainer.global_step * trainer.accumulate_grad_batches
+        self.train_progress_bar.initial = self.train_progress_bar.n = done
