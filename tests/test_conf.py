@@ -180,6 +180,21 @@ def test_a_run_goes_on_when_a_part_has_learned_a_new_number_but_not_with_another
     assert differs({"denoise": part}, {"denoise": part, "drepa": part}) and differs(part, {**part, "_target_": "a.C"})
 
 
+def test_a_number_that_a_class_had_not_then_had_its_default():
+    part = {"_target_": "timelapse.dataset.synthetic.Synthetic", "size": 8}
+    assert not differs(part, {**part, "colours": 0.0}) and differs(part, {**part, "colours": 0.8})
+    part = {"_target_": "timelapse.module.reconstruction.Reconstruction", "warmup": 4}
+    assert not differs(part, {**part, "betas": [0.9, 0.99]}) and differs(part, {**part, "betas": [0.9, 0.95]})
+    assert not differs({"m": part}, {"m": {**part, "stages": []}})  # it has no default
+
+
+def test_captions_tell_colours_to_networks_that_learned_them():
+    colours = lambda *typed: resolved(*typed)["dataset"]["colours"]
+    assert colours("+experiment=drepa_vjepa") == colours("+experiment=pretrain_cogvideox") == 0.8
+    assert colours("+experiment=consisti2v") == colours("+experiment=pretrain_consisti2v") == 0.0
+    assert colours("+experiment=svd_backward") == 0.0
+
+
 def test_a_slurm_job_is_as_large_as_its_trainer():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with initialize_config_dir(str(CONF), version_base="1.3"):

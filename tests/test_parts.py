@@ -303,7 +303,12 @@ def test_what_is_asked_of_one_photograph_otherwise_or_of_another_network_does_no
         ("sample.frames=[]", r"sample.frames \[\] is outside"),
         ("seed=abc", "seed=abc; type a whole number of 0 or more"),
         ("seed=-1", "seed=-1; type a whole number of 0 or more"),
+        ("seed=true", "seed=True; type"),
         ("trainer.devices=0", "trainer.devices=0; type how many"),
+        ("trainer.devices=-2", "trainer.devices=-2; type how many"),
+        ("trainer.devices=abc", "trainer.devices=abc; type how many"),
+        ("trainer.devices=[]", r"trainer.devices=\[\]; type how many"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0; type"),
         ("sample.count=abc", "sample.count=abc; type a whole number of 1 or more"),
         ("sample.count=0", "sample.count=0; type"),
         ("sample.batch_size=0", "sample.batch_size=0; type"),
@@ -334,6 +339,8 @@ def test_a_number_that_would_fail_in_the_middle_of_a_training_fails_before_it(tm
 def test_numbers_that_a_training_can_do_with_are_let_through(tmp_path):
     typed = ["train.ema_decay=0", "train.cooldown=1", "train.clip_norm=null", "train.keep=null", "train.sample_every=0"]
     check(tmp_path, "+experiment=drepa_vjepa", *typed, "conditioning.law=[8,16]", "trainer.precision=16-mixed")
+    for devices in ("auto", "-1", "2", "'0,'", "'0,1'", "[0]"):
+        check(tmp_path, "+experiment=drepa_vjepa", f"trainer.devices={devices}")
 
 
 def test_no_dataset_is_asked_for_where_none_is_read(tmp_path, pictures):

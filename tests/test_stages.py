@@ -69,6 +69,23 @@ def test_a_trained_model_is_used_without_the_encoder_that_it_was_aligned_to(tmp_
             _ = use(stage, f"stages=[{stage}]").encoder
 
 
+@pytest.mark.parametrize("one, other", [(0, 0.1), (0.1, 0)], ids=["learned without", "learned with"])
+def test_a_vae_is_used_with_and_without_the_adversary_that_it_learned_by(tmp_path, one, other):
+    def run(name: str, weight: float, *typed: str) -> Run:
+        stage = "steps: 1, frames: 9, batch: 2, crop: 16, rate: [1.0e-3, 1.0e-3], noise: 0.05, perceptual: 0.1"
+        stage = f"{{{stage}, adversarial: {weight}}}"
+        small = [f"module.stages=[{stage}]", "model.vae.block_out_channels=[8,8,8]", "trainer=cpu"]
+        return small_run(tmp_path / name, *small, *typed, experiment="pretrain_vae")
+
+    learned = run("learned", one).module
+    torch.save({"state_dict": learned.state_dict()}, tmp_path / "a.ckpt")
+    used = run("used", other, "stages=[ship]", f"ckpt={tmp_path}/a.ckpt")
+    with torch.no_grad():
+        used.module.vae.decoder.conv_out.conv.bias += 1
+    restore(used)
+    assert all(torch.equal(p, learned.state_dict()[n]) for n, p in used.module.state_dict().items() if n[:4] == "vae.")
+
+
 def test_a_checkpoint_that_lacks_what_is_trained_is_refused_in_one_line(trained, tmp_path):
     checkpoint = torch.load(newest(trained / "checkpoints"), weights_only=True)
     lost = next(key for key in checkpoint["state_dict"] if key.startswith("backbone."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,10 +38,18 @@ def check_ranges(cfg: Any) -> None:
         value = cfg.train[name]
         if not (isinstance(value, (int, float)) and right(value) or value is None and name in NULL):
             raise ValueError(f"train.{name}={value}; type {said}")
-    if not (isinstance(cfg.seed, int) and cfg.seed >= 0):
+    if not re.fullmatch("[0-9]+", str(cfg.seed)):
         raise ValueError(f"seed={cfg.seed}; type a whole number of 0 or more")
-    if cfg.trainer.devices in (0, "0", []):
-        raise ValueError(f"trainer.devices={cfg.trainer.devices}; type how many, auto, or a list of which, e.g. [0,1]")
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    which = str(devices).split(",") if isinstance(devices, str) and "," in devices else devices
+    if isinstance(which, (str, int, float)):
+        right = re.fullmatch("auto|-1|[1-9][0-9]*", str(which))
+    else:
+        right = len(which) > 0 and all(re.fullmatch(" *[0-9]+ *", str(x)) for x in which if x != "")
+    if not right:
+        raise ValueError(f"trainer.devices={devices}; type how many, auto, or a list of which, e.g. [0,1]")
+    if not re.fullmatch("[1-9][0-9]*", str(nodes)):
+        raise ValueError(f"trainer.num_nodes={nodes}; type a whole number of 1 or more")
 
 
 def check_draws(cfg: Any, model: Any, conditioning: Any) -> None:

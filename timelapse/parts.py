@@ -10,10 +10,12 @@ import shutil
 import subprocess
 from functools import cached_property
 from hashlib import blake2b
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse import assets
@@ -350,12 +352,22 @@ class Run:
 
 
 def differs(old: Any, new: Any) -> bool:
-    """Whether a part of a config was changed; a number that its class did not know then has its default now."""
+    """Whether a part of a config was changed; a number that its class did not know then had the class's default."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return old != new
     if "_target_" not in new and old.keys() != new.keys():
         return True
-    return any(differs(old[k], new[k]) for k in old.keys() & new.keys())
+    then = {k: default(new["_target_"], k, new[k]) for k in new.keys() - old.keys()} | old
+    return any(differs(then[k], new[k]) for k in new)
+
+
+def default(target: str, name: str, otherwise: Any) -> Any:
+    """Of a number of a class, as a config would have it; `otherwise` where it has none."""
+    try:
+        value = signature(get_object(target)).parameters[name].default
+    except (KeyError, ImportError, ValueError):
+        return otherwise
+    return otherwise if value is Parameter.empty else list(value) if isinstance(value, tuple) else value
 
 
 def commit() -> str:

@@ -20,6 +20,7 @@ from timelapse.parts import Run
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
+FOR_TRAINING = ("losses.", "judge.")  # what a loss or an adversary owns, of which the trained network needs nothing
 
 
 def run_stages(cfg: DictConfig) -> float | None:
@@ -247,9 +248,9 @@ def restore(run: Run) -> None:
         module.materialise(averaged=averaged)  # a checkpoint is sampled with the average it has, or with none
     if state:
         missing, unknown = module.load_state_dict(state, strict=False)
-        unknown = [key for key in unknown if not key.startswith("losses.")]  # what a loss owns is for training only
+        unknown = [key for key in unknown if not key.startswith(FOR_TRAINING)]
         trained = {name for name, p in module.named_parameters() if p.requires_grad or name.startswith("ema.")}
-        missing = [key for key in missing if key in trained and not key.startswith("losses.")]
+        missing = [key for key in missing if key in trained and not key.startswith(FOR_TRAINING)]
         if unknown or missing:
             said = f"unknown {unknown[:3]}" if unknown else f"without {missing[:3]}, which this run trains"
             raise ValueError(

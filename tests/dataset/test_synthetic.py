@@ -74,18 +74,10 @@ def test_the_mask_grows_or_shrinks(process):
         assert spearman(GROWS[process] * area) > 0.85, area
 
 
-@pytest.mark.parametrize(
-    "process, name",
-    [
-        ("flower", "petal_hue"),
-        ("fruit", "ripe_hue"),
-        ("mushroom", "cap_hue"),
-        ("tree", "leaf_hue"),
-        ("tea", "tea_hue"),
-        ("seedling", "leaf_hue"),
-        ("dough", "crust_hue"),
-    ],
-)
+HIDDEN = [("dough", "crust_hue")] + [(name, process.hidden) for name, process in PROCESSES.items() if process.hidden]
+
+
+@pytest.mark.parametrize("process, name", HIDDEN)
 def test_the_colour_to_come_is_a_secret_of_the_first_frame(process, name):
     who = draw_identity(process, keyed("test", process)) | ({"white": 0} if process == "flower" else {})
     red, other = who | {name: 0.99}, who | {name: 0.55}

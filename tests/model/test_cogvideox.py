@@ -309,6 +309,8 @@ def test_exported_lora_opens_in_diffusers(small_cogvideox, tmp_path):
         torch.testing.assert_close(reference_of(merged, model, zt, t, condition), expected, rtol=0, atol=1e-5)
     model.export(tmp_path / "lora", merge=True)  # its file would be added to weights that hold it already
     assert not list((tmp_path / "lora").glob("*lora*"))
+    with pytest.raises(ValueError, match="holds a pipeline with the LoRA merged"):
+        model.export(tmp_path / "merged")
 
 
 def test_export_folds_latent_std_into_the_vae(small_cogvideox, tmp_path):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -174,6 +175,77 @@ def test_the_tiny_models_numbers_are_those_of_the_shipped_weights():
     vae = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf/model/cogvideox_tiny.yaml").vae)
     _, card = assets.load("cogvideox_tiny_vae")
     assert vae == {k: card["config"][k] for k in vae}
+
+
+class Edges(torch.nn.Module):
+    """In the place of EfficientNet: two maps of a picture."""
+
+    def __init__(self):
+        super().__init__()
+        g = torch.Generator().manual_seed(3)
+        self.kernel = torch.nn.Parameter(torch.randn(6, 3, 3, 3, generator=g), requires_grad=False)
+
+    def pyramid(self, frames, strides):
+        return [torch.nn.functional.conv2d(frames, self.kernel, stride=s, padding=1).relu() + 0.1 for s in (1, 2)]
+
+
+def adversarial(module, weight: float = 0.5) -> Reconstruction:
+    stage = {**STAGES[1], "batch": 2, "perceptual": 0.3, "adversarial": weight}
+    return Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), [stage], warmup=1, features=Edges())
+
+
+def fitted(module: Reconstruction, steps: int, ckpt: Path | None = None, save: Path | None = None) -> dict:
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", gradient_clip_val=1.0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader([batch()] * 4, batch_size=None), ckpt_path=ckpt, weights_only=True)
+    if save:
+        trainer.save_checkpoint(save)
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_an_adversarial_stage_moves_decoder_and_judge_and_resumes_exactly(module, tmp_path):
+    start = {name: value.clone() for name, value in module.vae.state_dict().items()}
+    begin = lambda: (module.vae.load_state_dict(start), adversarial(module))[1]
+    first = begin()
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    whole = fitted(first, 3)
+    moved = lambda part: [n for n in whole if n.startswith(part) and not torch.equal(whole[n], before[n])]
+    assert moved("vae.decoder") and moved("judge.heads.0.0") and not moved("vae.encoder")
+    fitted(begin(), 1, save=tmp_path / "a.ckpt")
+    resumed = fitted(begin(), 3, ckpt=tmp_path / "a.ckpt")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[n], resumed[n]) for n in whole)
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("judge.") and name.endswith("._u") for name in state)
+
+
+def test_the_verdict_weighs_in_the_vaes_loss_and_the_judges_own_loss_does_not(module):
+    """To first order the VAE is led by its errors and, times the weight, by the judge's score of what it made."""
+    gradients = []
+    for weight in (0.5, 1.0, 1e-9):
+        one = adversarial(module, weight)
+        one._trainer, one.log = SimpleNamespace(global_step=0), lambda *_, **__: None
+        module.vae.zero_grad()
+        one.training_step(batch(), 0).backward()
+        gradients.append(module.vae.decoder.conv_out.conv.weight.grad.clone())
+        assert all(p.grad is not None for p in one.judge.parameters())
+    half, full, none = gradients
+    assert (full - none).norm() > 1e-3 * none.norm()
+    torch.testing.assert_close(2 * (half - none), full - none, rtol=1e-3, atol=1e-6)
+
+
+def test_each_is_clipped_by_its_own_norm(module):
+    one = adversarial(module)
+    optimizer = one.configure_optimizers()["optimizer"]
+    for group, size in zip(optimizer.param_groups, (10.0, 0.1)):
+        group["params"][0].grad = torch.full_like(group["params"][0], size)
+    norms = lambda: [g["params"][0].grad.norm().item() for g in optimizer.param_groups]
+    small = norms()[1]
+    one.configure_gradient_clipping(optimizer, max(1.0, small), "norm")
+    assert norms() == pytest.approx([max(1.0, small), small], rel=1e-4)
+    with pytest.raises(ValueError, match="weigh that too"):
+        Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), [{**STAGES[1], "adversarial": 0.1}])
 
 
 @pytest.mark.parametrize("frames", [1, 9])

@@ -28,7 +28,8 @@ class Synthetic(Dataset):
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
     share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share
-    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow").
+    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow"); where
+    a swap or cut is planted, that of the first half.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing

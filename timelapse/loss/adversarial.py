@@ -12,9 +12,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 class Judge(nn.Module):
     """Small heads over a frozen network's maps, as in Projected GANs (Sauer et al. 2021, arXiv:2111.01007, section 3),
-    without their random mixing of scales: real clips are at hand for every decoded one, so little is needed.
+    without their random mixing of channels and scales.
 
-    channels: of each map, finest first. width: of each head's hidden layer.
+    channels: of each map, finest first. width: of each head's hidden layers.
     """
 
     def __init__(self, channels: Sequence[int], width: int = 64):
@@ -32,11 +32,11 @@ class Judge(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (B,c,h,w) of each scale -> scores (B,1,h,w), higher where it looks real."""
-        return [head(m * m.shape[1] ** 0.5) for head, m in zip(self.heads, maps)]  # unit length -> unit variance
+        return [head(m * m.shape[1] ** 0.5) for head, m in zip(self.heads, maps)]  # unit length -> mean square 1
 
 
 def judge_error(judge: Judge, real: list[Tensor], made: list[Tensor]) -> Tensor:
-    """() hinge loss of the judge itself (Lim and Ye 2017, arXiv:1705.02894, eq. 11); no gradient reaches the maps."""
+    """() hinge loss of the judge itself (Lim and Ye 2017, arXiv:1705.02894); no gradient reaches the maps."""
     cut = lambda maps: [m.detach() for m in maps]
     pairs = zip(judge(cut(real)), judge(cut(made)))
     return torch.stack([(1 - r).relu().mean() + (1 + m).relu().mean() for r, m in pairs]).mean()

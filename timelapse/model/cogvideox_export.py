@@ -38,14 +38,16 @@ def save_pipeline(model: CogVideoX, backbone: Backbone, folder: str | Path) -> N
         transformer=transformer,
         scheduler=scheduler(model),
     )
-    save_parts(pipeline, folder)
     (Path(folder) / LORA_WEIGHT_NAME_SAFE).unlink(missing_ok=True)
+    save_parts(pipeline, folder)
 
 
 def save_lora(backbone: Backbone, folder: str | Path) -> None:
     """`pytorch_lora_weights.safetensors` with rank and alpha in its header, for `pipeline.load_lora_weights`."""
     from peft import get_peft_model_state_dict
 
+    if (Path(folder) / "model_index.json").exists():
+        raise ValueError(f"{folder} holds a pipeline with the LoRA merged into it already; delete it, or move it away")
     transformer = backbone.transformer
     CogVideoXImageToVideoPipeline.save_lora_weights(
         folder,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from timelapse import assets
 from timelapse.loss.adversarial import Judge, fooling_error, judge_error
 from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
-from timelapse.randomness import keyed_each
+from timelapse.randomness import keyed_each, keyed_seed
 from timelapse.types import Batch
 
 
@@ -78,7 +78,9 @@ class Reconstruction(L.LightningModule):
         fix_posterior(self.vae, stages[-1]["noise"])
         self.judge, self.judge_rate = None, judge_rate
         if any(stage.get("adversarial") for stage in stages):
-            self.judge = Judge([m.shape[1] for m in unit_maps(features, torch.zeros(1, 1, 3, 32, 32))])
+            with torch.no_grad(), torch.random.fork_rng([]):
+                torch.manual_seed(keyed_seed(seed, "judge") % 2**63)
+                self.judge = Judge([m.shape[1] for m in unit_maps(features, torch.zeros(1, 1, 3, 32, 32))])
 
     @property
     def features(self) -> nn.Module | None:
@@ -114,6 +116,11 @@ class Reconstruction(L.LightningModule):
         optimizer = torch.optim.Adam(groups, lr=1.0, betas=self.betas)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(rates))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        """VAE and judge each by their own norm: else the judge's, the larger, would say how far the VAE goes."""
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def setup(self, stage: str) -> None:
         if self.features is not None:
@@ -167,7 +174,7 @@ class Reconstruction(L.LightningModule):
             self.moments.lerp_(now, 0.02 if self.moments.any() else 1.0)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach())
-        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log("train/loss", (total - losses.get("judge", 0)).detach(), prog_bar=True)  # the VAE's own
         if not torch.isfinite(total):
             raise ValueError(f"loss is {total.item()} at step {self.global_step}; lower the stages' rate")
         return total

@@ -17,7 +17,7 @@ from timelapse.dataset.world.scene import scatter, sway
 
 HOUR, DAY = 3600.0, 86400.0
 Ranges = dict[str, tuple[float, float] | list[float]]  # a tuple is an interval, a list is a choice
-COLOURS = (0.04, "red"), (0.10, "orange"), (0.16, "yellow"), (0.45, "green"), (0.70, "blue"), (0.84, "purple"), \
+COLOURS = (0.04, "red"), (0.10, "orange"), (1 / 6, "yellow"), (0.45, "green"), (0.70, "blue"), (0.84, "purple"), \
     (0.96, "pink"), (1.0, "red")  # up to which hue  # fmt: skip
 PLACE: Ranges = dict(light=[-1, 1], hue=(0.0, 1.0), tone=(0.0, 1.0), seed=(0, 2**31))
 
@@ -72,7 +72,8 @@ def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
 
 
 def colour_of(process: str, who: dict[str, float]) -> str:
-    """The everyday name of the colour that shows late: petals, ripe fruit, autumn leaves; empty where nothing hides."""
+    """The everyday name of the colour that shows late: of petals, leaves, caps, tea, ripe fruit, the berry in the ice;
+    empty where nothing hides. Bread hides its crust, which is always brown."""
     if not (hidden := SCENARIOS[process].hidden):
         return ""
     return "white" if who.get("white") else next(name for end, name in COLOURS if who[hidden] < end)
