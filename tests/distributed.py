@@ -16,6 +16,8 @@ from small import small_run
 
 from timelapse.parts import Run
 
+GRACE = 10.0  # seconds that the others have to end by themselves after one has failed
+
 
 def fit_on(
     processes: int, folder: Path, *overrides: str, experiment: str = "finetune_only", kill_after: float | None = None
@@ -39,11 +41,15 @@ def exit_codes(
     """How each rank ended, and whether `kill_after` ended them. prepare: called in each with its number and run."""
     ranks = started(processes, folder, overrides, experiment, prepare)
     over, enough = False, None if kill_after is None else lines(folder) + int(kill_after)
+    failed = None
     while any(process.is_alive() for process in ranks):
         if enough is not None and lines(folder) >= enough:
             time.sleep(kill_after % 1)
             over = True
-        if over or any(process.exitcode for process in ranks):  # one that fails leaves the others waiting
+        if failed is None and any(process.exitcode for process in ranks):
+            failed = time.monotonic()
+        # One that fails leaves the others waiting; one that is dying of the same gets the time to.
+        if over or failed is not None and time.monotonic() - failed > GRACE:
             for process in ranks:
                 process.kill()
         time.sleep(0.02)
