@@ -76,6 +76,19 @@ def clipped_step(module: L.LightningModule, batch: dict[str, Any], norm: float) 
     return float(torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm())
 
 
+def killed_at(run: Run, step: int) -> Run:
+    """The run, whose training ends in RuntimeError("killed") at that step."""
+    train = run.module.training_step
+
+    def killed(*args):
+        if run.module.global_step == step:
+            raise RuntimeError("killed")
+        return train(*args)
+
+    run.module.training_step = killed
+    return run
+
+
 def trained(folder: Path) -> Path:
     """The folder, as of a run with a checkpoint (an empty file)."""
     (folder / "checkpoints").mkdir(parents=True)

@@ -40,7 +40,11 @@ def check_ranges(cfg: Any) -> None:
             raise ValueError(f"train.{name}={value}; type {said}")
     if not re.fullmatch("[0-9]+", str(cfg.seed)):
         raise ValueError(f"seed={cfg.seed}; type a whole number of 0 or more")
-    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    check_devices(cfg.trainer.devices, cfg.trainer.num_nodes)
+
+
+def check_devices(devices: Any, nodes: Any) -> None:
+    """ValueError for devices that are neither a number, auto, nor a list, and for no node."""
     which = str(devices).split(",") if isinstance(devices, str) and "," in devices else devices
     if isinstance(which, (str, int, float)):
         right = re.fullmatch("auto|-1|[1-9][0-9]*", str(which))

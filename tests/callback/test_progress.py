@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_run  # noqa: E402
+from small import killed_at, small_run  # noqa: E402
 
 from timelapse.callback.progress import StepProgress  # noqa: E402
 from timelapse.stages import fit  # noqa: E402
@@ -23,17 +23,8 @@ def test_a_resumed_runs_bar_goes_on_from_its_step_to_its_end(tmp_path, monkeypat
 
     monkeypatch.setattr(StepProgress, "begin", noted)
     typed = ["train.steps=4", f"train.accumulate={accumulate}"]
-    run = small_run(tmp_path, *typed)
-    step = run.module.training_step
-
-    def killed(*args):
-        if run.module.global_step == 2:
-            raise RuntimeError("killed")
-        return step(*args)
-
-    run.module.training_step = killed
     with pytest.raises(RuntimeError, match="killed"):
-        fit(run)
+        fit(killed_at(small_run(tmp_path, *typed), 2))
     assert set(began) == {(0, 0, 4 * accumulate)}
     began.clear()
     fit(small_run(tmp_path, *typed))

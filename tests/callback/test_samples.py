@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_run  # noqa: E402
+from small import killed_at, small_run  # noqa: E402
 
 from timelapse.callback.history import read_rows  # noqa: E402
 from timelapse.stages import fit  # noqa: E402
@@ -32,17 +32,8 @@ def test_a_run_that_was_cut_samples_what_one_that_was_not_samples(tmp_path):
     whole, cut = [], []
     fit(run_in(tmp_path / "whole", whole))
 
-    run = run_in(tmp_path / "cut", cut)
-    train = run.module.training_step
-
-    def killed(*args):
-        if run.module.global_step == 3:
-            raise RuntimeError("killed")
-        return train(*args)
-
-    run.module.training_step = killed
     with pytest.raises(RuntimeError, match="killed"):
-        fit(run)
+        fit(killed_at(run_in(tmp_path / "cut", cut), 3))
     fit(run_in(tmp_path / "cut", cut))
     assert whole == cut == [2, 4]  # one chunk of three, after the last part of the step
     rows = [read_rows(tmp_path / name / "metrics.csv") for name in ("whole", "cut")]
