@@ -72,6 +72,24 @@ def test_posterior_has_the_last_stages_deviation_before_and_after_training(modul
         assert torch.allclose(posterior.std, torch.tensor(0.05), atol=1e-6)
 
 
+def test_muon_turns_the_vaes_kernels_and_leaves_the_judge_to_adamw(module):
+    one = adversarial(module)
+    one.optimizer = "muon"
+    both = one.configure_optimizers()
+    optimizer, schedule = both["optimizer"], both["lr_scheduler"]["scheduler"]
+    matrices = {p for group in optimizer.param_groups if group["matrix"] for p in group["params"]}
+    assert module.vae.encoder.mid_block.resnets[0].conv1.conv.weight in matrices
+    assert not matrices & {*one.judge.parameters()} and len(matrices) > 20
+    judge = next(iter(one.judge.parameters()))
+    judge.grad = torch.randn_like(judge)  # its first step by Adam is its rate in size, whatever the gradient
+    before = judge.detach().clone()
+    optimizer.step()
+    schedule.step()
+    assert (judge - before).abs().mean().item() == pytest.approx(one.judge_rate, rel=1e-2)
+    with pytest.raises(ValueError, match="did you mean muon"):
+        Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), STAGES, optimizer="mouon")
+
+
 def test_standardising_changes_the_latent_as_said_and_the_picture_not(module):
     mean, deviation = torch.tensor([0.3, -0.2, 0.1, 0.0]), torch.tensor([0.5, 2.0, 1.5, 0.7])
     vae, x = module.vae, torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
@@ -235,12 +253,15 @@ def test_the_verdict_weighs_in_the_vaes_loss_and_the_judges_own_loss_does_not(mo
     torch.testing.assert_close(2 * (half - none), full - none, rtol=1e-3, atol=1e-6)
 
 
-def test_each_is_clipped_by_its_own_norm(module):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_each_is_clipped_by_its_own_norm(module, kind):
     one = adversarial(module)
+    one.optimizer = kind
     optimizer = one.configure_optimizers()["optimizer"]
-    for group, size in zip(optimizer.param_groups, (10.0, 0.1)):
-        group["params"][0].grad = torch.full_like(group["params"][0], size)
-    norms = lambda: [g["params"][0].grad.norm().item() for g in optimizer.param_groups]
+    parts = next(module.vae.parameters()), next(one.judge.parameters())
+    for p, size in zip(parts, (10.0, 0.1)):
+        p.grad = torch.full_like(p, size)
+    norms = lambda: [p.grad.norm().item() for p in parts]
     small = norms()[1]
     one.configure_gradient_clipping(optimizer, max(1.0, small), "norm")
     assert norms() == pytest.approx([max(1.0, small), small], rel=1e-4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from timelapse import assets
 from timelapse.loss.adversarial import Judge, fooling_error, judge_error
 from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
+from timelapse.module.optimizer import check_kind, optimizer_of
 from timelapse.randomness import keyed_each, keyed_seed
 from timelapse.types import Batch
 
@@ -35,6 +36,7 @@ class Reconstruction(L.LightningModule):
         freezes the encoder, so that latents stay what they are while the decoder goes on learning; perceptual: weight
         of the perceptual error on `judged_frames` frames of each clip; adversarial: weight of a judge's verdict on
         them (timelapse.loss.adversarial), which learns beside, at `judge_rate`.
+    optimizer: of the VAE, its kind (timelapse.module.optimizer); the judge has AdamW.
     features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
     latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
         distance between differences of neighbouring pixels and frames. sparse_share: share of clips turned into
@@ -49,6 +51,7 @@ class Reconstruction(L.LightningModule):
         model: Any,
         stages: list[dict[str, Any]],
         betas: tuple[float, float] = (0.9, 0.99),
+        optimizer: str = "adamw",
         warmup: int = 100,
         latent_weight: float = 1e-3,
         gradient_weight: float = 1.0,
@@ -60,6 +63,7 @@ class Reconstruction(L.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
+        check_kind(optimizer)
         for stage in stages:
             if stage["frames"] != 1 and (stage["frames"] - 1) % 8:
                 raise ValueError(f"reconstruction: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
@@ -70,7 +74,7 @@ class Reconstruction(L.LightningModule):
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)
-        self.stages, self.betas, self.warmup = stages, tuple(betas), warmup
+        self.stages, self.betas, self.optimizer, self.warmup = stages, tuple(betas), optimizer, warmup
         self.latent_weight, self.gradient_weight = latent_weight, gradient_weight
         self.sparse_share, self.sparse_variance, self.seed = sparse_share, sparse_variance, seed
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
@@ -109,18 +113,20 @@ class Reconstruction(L.LightningModule):
         return up * (last + (first - last) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        trained = [({"params": self.vae.parameters()}, self.rate)]
+        optimizer = optimizer_of(self.optimizer, [self.vae], rate=1.0, betas=self.betas)
+        rates: list[Callable[[int], float]] = [self.rate] * len(optimizer.param_groups)
         if self.judge is not None:
-            trained.append(({"params": self.judge.parameters(), "betas": (0.5, 0.9)}, lambda step: self.judge_rate))
-        groups, rates = zip(*trained)
-        optimizer = torch.optim.Adam(groups, lr=1.0, betas=self.betas)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, list(rates))
+            judge = list(self.judge.parameters())
+            optimizer.add_param_group({"params": judge, "betas": (0.5, 0.9), "lr": 1.0, "matrix": False})
+            rates.append(lambda step: self.judge_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
         """VAE and judge each by their own norm: else the judge's, the larger, would say how far the VAE goes."""
-        for group in optimizer.param_groups if gradient_clip_val else ():
-            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+        for part in (self.vae, self.judge) if gradient_clip_val else ():
+            if part is not None:
+                torch.nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
 
     def setup(self, stage: str) -> None:
         if self.features is not None:
