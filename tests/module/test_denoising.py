@@ -193,6 +193,13 @@ def test_lora_checkpoints_hold_only_what_was_trained(tmp_path):
     assert state and all("lora" in k for k in state)
 
 
+def test_what_is_trained_stays_in_32_bits_beside_a_frozen_codec_of_16(tmp_path):
+    run = small_run(tmp_path, "module.train_text=true", "model.frozen_dtype=bfloat16", "train.steps=1")
+    fit(run)  # weights of 16 bits would be refused
+    assert {p.dtype for p in run.module.text.parameters()} == {torch.float32}
+    assert {p.dtype for p in run.model.codec.vae.parameters()} == {torch.bfloat16}
+
+
 def test_learning_rate_warms_up_holds_and_cools_down(trained):
     module = trained.module
     module.warmup, module.steps, module.cooldown = 4, 100, 0.25

@@ -78,7 +78,7 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         self.constants: dict[str, Tensor] = {}  # tokens of the empty caption and of the negative prompt
         self.caption_dropout, self.train_text = caption_dropout, train_text
         if train_text:
-            self.text = model.text.requires_grad_(True)
+            self.text = model.text.float().requires_grad_(True)  # over a frozen codec of 16 bits too
         self.weight_decay, self.betas, self.optimizer = weight_decay, tuple(betas), optimizer
         self.ema_decay, self.ema = ema_decay, nn.ParameterDict()
         self.seed, self.held_out_timesteps = seed, tuple(held_out_timesteps)
