@@ -37,3 +37,17 @@ def test_the_demos_page_has_its_numbers():
 @pytest.mark.parametrize("name", [name for name, said in EXPECTED.items() if "weights" in said])
 def test_a_page_is_of_the_weights_that_ship(name):
     assert EXPECTED[name]["weights"] == assets.digests([*EXPECTED[name]["weights"]])
+
+
+def test_the_small_networks_pages_have_the_numbers_of_their_cards():
+    said = lambda name: " ".join((FOLDER / name / "README.md").read_text().split())
+    numbers = lambda name: assets.load(name)[1]["numbers"]
+    page, card = said("pretrain_vae"), numbers("cogvideox_tiny_vae")
+    for name in ("psnr_clips_dB", "psnr_pictures_dB", "psnr_known_among_noise_dB"):
+        assert f"| {card[name]:.1f} dB |" in page, name
+    for name, value in card["psnr_clips_dB_by_process"].items():
+        row = re.search(rf"\| ([\w, ]*\b{name}\b[\w, ]*) \| ([\d., ]*) dB \|", page)
+        assert dict(zip(row[1].split(", "), row[2].split(", ")))[name] == f"{value:.1f}"
+    card = numbers("cogvideox_tiny_transformer")
+    held_out = " / ".join(f"{card[f'val/denoise_t{t}']:.3f}" for t in (100, 400, 700, 999))
+    assert f"from a frame that is not the first: {held_out}." in said("pretrain_cogvideox")
