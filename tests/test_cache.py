@@ -159,7 +159,7 @@ def test_features_of_another_token_grid_are_another_cache(tmp_path):
         ).validation_clips
     )
     fine, coarse = (find("drepa_vjepa", size) for size in (1, 2))
-    assert [len(clips[0]["feature"]) for clips in (fine, coarse)] == [2 * 8 * 8, 2 * 4 * 4]  # without latent frame 0
+    assert [len(clips[0]["feature"]) for clips in (fine, coarse)] == [4 * 8 * 8, 4 * 4 * 4]  # without latent frame 0
     assert find("drepa_vjepa", 2).folder == coarse.folder
     assert find("finetune_only", 1).folder == find("finetune_only", 2).folder
 

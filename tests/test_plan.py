@@ -111,7 +111,7 @@ def test_what_autograd_keeps_is_the_closed_form_and_what_a_real_step_keeps():
         unit = 4 * counts.tokens * model.backbone.width
         # With statistics and tables, which are large in so small a block.
         assert counts.block == pytest.approx(numbers * unit, rel=0.08)
-        tables = 2 * 4 * 320 * 32  # cosines and sines
+        tables = 2 * 4 * 576 * 32  # cosines and sines
         assert counts.inputs == pytest.approx(counts.blocks * unit + tables, rel=0.01)
         for checkpointing in (False, True):
             model.backbone.gradient_checkpointing = checkpointing
@@ -133,7 +133,7 @@ def test_tiny_counts_are_those_of_the_built_model():
     cfg = config(*SMALL)
     counts, backbone = count(cfg), build(cfg.model).backbone
     assert counts.parameters == sum(p.numel() for p in backbone.parameters()) == counts.trained
-    assert counts.tokens == 5 * 8 * 8 + cfg.model.transformer.max_text_seq_length
+    assert counts.tokens == 9 * 8 * 8 + cfg.model.transformer.max_text_seq_length
 
 
 def test_counting_the_published_model_holds_none_of_it():

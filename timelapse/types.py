@@ -34,7 +34,7 @@ class Condition:
     """What the network is told about a clip."""
 
     latent: Tensor  # (B,t,c,h,w) known frames as latents; zeros where nothing is told
-    known: Tensor  # (B,T) bool, pixel frames: a latent frame cannot say which of its four
+    known: Tensor  # (B,T) bool, pixel frames: a latent frame cannot say which of its own
     tokens: Tensor | None = None  # (B,L,D) text embedding; filled by the model's text encoder
     seconds_per_frame: Tensor | None = None  # (B,)
     layout: Tensor | None = None  # (B,t,c,h,w) clean latent video whose coarse shape sampling starts from
@@ -71,7 +71,7 @@ class Step:
 
 
 class Codec(Protocol):
-    """Pixels to latents and back. `encode` of T=1+4k frames gives 1+k latent frames for CogVideoX."""
+    """Pixels to latents and back. `encode` of 1 + k n frames gives 1 + n latent frames for CogVideoX, k below."""
 
     temporal_compression: int  # pixel frames that a latent frame after the first stands for
     condition_scale: float  # latents of known frames are multiplied with it; 1 but for CogVideoX 1.5 and SVD

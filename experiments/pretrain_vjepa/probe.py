@@ -32,7 +32,7 @@ from timelapse.encoder.efficientnet import EfficientNetFeatures
 from timelapse.encoder.grid import after_first, to_grid
 from timelapse.encoder.probe import accuracy, effective_rank, probe, r2
 
-GRID = (5, 8, 8)
+GRID = (5, 8, 8)  # what it knows in four frames; alignment on the shipped CogVideoX reads eight
 SUBJECT = {
     "flower": "petal_hue", "seedling": "leaf_hue", "dough": "vessel_hue", "ice": "berry_hue", "fruit": "ripe_hue",
     "candle": "wax_hue", "mushroom": "cap_hue", "landscape": "house_hue", "tree": "leaf_hue", "tea": "tea_hue",

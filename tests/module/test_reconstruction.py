@@ -80,6 +80,9 @@ def test_muon_turns_the_vaes_kernels_and_leaves_the_judge_to_adamw(module):
     matrices = {p for group in optimizer.param_groups if group["matrix"] for p in group["params"]}
     assert module.vae.encoder.mid_block.resnets[0].conv1.conv.weight in matrices
     assert not matrices & {*one.judge.parameters()} and len(matrices) > 20
+    one.optimizer = "adamw"
+    for kind in (optimizer, one.configure_optimizers()["optimizer"]):
+        assert {group["weight_decay"] for group in kind.param_groups} == {0.0}
     judge = next(iter(one.judge.parameters()))
     judge.grad = torch.randn_like(judge)  # its first step by Adam is its rate in size, whatever the gradient
     before = judge.detach().clone()

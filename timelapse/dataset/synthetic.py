@@ -24,7 +24,7 @@ class Synthetic(Dataset):
     A clip's identity and pace depend on (seed, split, index) and its process alone, so that a clip and its failed
     version can be compared in pairs, and the same clip can be had at another length or size in pixels.
 
-    size: number of clips. frames: T, 1 + 4k for CogVideoX. height, width: pixels.
+    size: number of clips. frames: T, what the model takes. height, width: pixels.
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
     share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share

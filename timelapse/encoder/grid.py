@@ -22,7 +22,7 @@ def after_first(video: Tensor, grid: tuple[int, int, int], multiple: int = 1) ->
     if latents < 1 or rest < 1 or rest % latents:
         raise ValueError(
             f"encoder: {video.shape[1]} frames do not match {grid[0]} latent frames; the frames after "
-            f"the first must be a multiple of {max(latents, 1)}, e.g. video.frames={1 + 4 * max(latents, 1)}"
+            f"the first must be a multiple of {max(latents, 1)}"
         )
     if rest % multiple:
         raise ValueError(

@@ -29,7 +29,7 @@ class Projector(nn.Sequential):
 def aligned_tokens(step: Step, layer: int, width: int, feature_width: int) -> tuple[Tensor, Tensor, int]:
     """Hidden tokens (B,N,width) of `layer` without the first latent frame, features (B,N,feature_width), frame count.
 
-    The first latent frame holds one pixel frame, every other one four, so encoders that pool frames have nothing
+    The first latent frame holds one pixel frame, every other one several, so encoders that pool frames have nothing
     to compare it with; `batch["feature"]` comes without it already.
     """
     if "feature" not in step.batch:

@@ -34,8 +34,8 @@ class CogVideoX:
     zero_init: a random transformer starts with closed gates and zero output (DiT, arXiv:2212.09748), which
         training from scratch needs.
     align: where alignment losses look, read by their configs: {layer, early_layer, width, hidden}.
-    dtype: of the transformer's weights. frozen_dtype: of VAE and T5; a T5 that is trained is in float32. "float32",
-        "bfloat16" or "float16".
+    dtype: of the transformer's weights. frozen_dtype: of VAE and T5; a T5 that is trained goes on from there in
+        float32. "float32", "bfloat16" or "float16".
     name, stands_for: what reports call the shipped weights, and the network they replace.
     """
 

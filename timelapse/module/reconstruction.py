@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from timelapse import assets
 from timelapse.loss.adversarial import Judge, fooling_error, judge_error
 from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
-from timelapse.module.optimizer import check_kind, optimizer_of
+from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.randomness import keyed_each, keyed_seed
 from timelapse.types import Batch
 
 
-class Reconstruction(L.LightningModule):
+class Reconstruction(NormClipping, L.LightningModule):
     """Trains `model.codec.vae` (`AutoencoderKLCogVideoX`) to give back what it was shown.
 
     The latent is the posterior's mean plus noise of fixed deviation: a unit-variance posterior at the start drowns
-    the means, and a small network does not recover. The shipped posterior has that same fixed deviation.
+    the means, and a small network does not recover. The posterior has the last stage's, fixed.
 
     stages: one dict after another, in steps of the optimizer:
         steps; frames: 1, 9 or 17 (what the VAE's chunks of 1 + 8n frames allow); batch: clips of the loaded batch
@@ -117,7 +117,7 @@ class Reconstruction(L.LightningModule):
         rates: list[Callable[[int], float]] = [self.rate] * len(optimizer.param_groups)
         if self.judge is not None:
             judge = list(self.judge.parameters())
-            optimizer.add_param_group({"params": judge, "betas": (0.5, 0.9), "lr": 1.0, "matrix": False})
+            optimizer.add_param_group({"params": judge, "betas": (0.5, 0.9), "weight_decay": 0.0, "matrix": False})
             rates.append(lambda step: self.judge_rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
