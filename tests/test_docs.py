@@ -75,7 +75,7 @@ def test_the_backbone_of_the_guide_is_planned_trained_and_sampled(tmp_path, monk
     check_memory(run.cfg, gib=1.0)  # as a fit on a GPU does
     counts, network = count(run.cfg), run.model.backbone
     assert counts.parameters == counts.trained == sum(p.numel() for p in network.parameters())
-    assert counts.blocks == 2 and counts.tokens == 3 * 8 * 8 + 40 and counts.flops > 0 and counts.block > 0
+    assert counts.blocks == 2 and counts.tokens == 5 * 8 * 8 + 40 and counts.flops > 0 and counts.block > 0
     before = network.network.proj_out.weight.detach().clone()
     fit(run)
     assert not torch.equal(run.model.backbone.network.proj_out.weight.cpu(), before)
