@@ -25,7 +25,7 @@ test: $(STAMP)   ## the tests, under 5 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m 'not slow'
 
 test-all: $(STAMP) ## the slow ones too
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)   ## ruff
 	$(BIN)/ruff check .
