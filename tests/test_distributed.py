@@ -165,14 +165,20 @@ def test_a_loss_that_is_no_number_on_one_process_ends_all_of_them(place, trainer
 
     def prepare(rank, run):
         made = run.module.prepare
-        broken = lambda batch: {**batch, "mean": batch["mean"] * (float("nan") if run.module.global_step else 1)}
-        run.module.prepare = lambda batch, names: made(broken(batch) if rank else batch, names)
+
+        def broken(batch, names):
+            if rank and run.module.global_step:
+                (folder / "broken").write_text(" ".join(batch["key"]))
+                batch = {**batch, "mean": batch["mean"] * float("nan")}
+            return made(batch, names)
+
+        run.module.prepare = broken
 
     folder = place / f"nan-{trainer}"
     ends_of(2, folder, f"trainer={trainer}", "train.steps=3", "dataset.size=8", prepare=prepare)
     said = [(folder / f"rank{rank}.log").read_text() for rank in range(2)]
     clips = [re.search(r"ValueError: .*norm nan at step 1, clips (\S+), (\S+);", text).groups() for text in said]
-    assert len({*clips[0], *clips[1]}) == 4  # each names its own
+    assert clips[0] == clips[1] == tuple((folder / "broken").read_text().split())  # also where process 0 ends first
 
 
 def test_one_diffusers_folder_comes_out_of_shards(alone, place):

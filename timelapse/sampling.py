@@ -173,7 +173,7 @@ def stream(
         sampler,
         negative_prompt=run.cfg.input.negative_prompt or "",
         weights=run.cfg.sample.weights,
-        progress=True,
+        progress=process()[0] == 0,
         layout=layout,
         lead=lead,
         precision=run.cfg.trainer.precision,

@@ -70,6 +70,7 @@ def fit(run: Run) -> None:
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from timelapse.callback.checkpoint import Checkpoints, Preempted, newest
+    from timelapse.callback.memory import PeakMemory
     from timelapse.callback.progress import StepProgress
     from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
@@ -83,6 +84,7 @@ def fit(run: Run) -> None:
     callbacks = [
         Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every, cfg.train.keep),
         StepProgress(),
+        PeakMemory(),
         LearningRateMonitor("step"),
     ]
     data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
@@ -118,8 +120,6 @@ def fit(run: Run) -> None:
         log.info(f"going on from {last}")
     try:
         trainer.fit(run.module, data, ckpt_path=last, weights_only=True)
-        if run.device.type == "cuda":
-            log.info(f"at most {torch.cuda.max_memory_reserved(run.device) / 2**30:.1f} GiB of GPU memory reserved")
     except Preempted as stopped:
         log.info(f"{stopped}; the same command goes on from there")
         raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed

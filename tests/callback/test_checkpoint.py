@@ -19,12 +19,16 @@ from timelapse.callback.history import read_rows  # noqa: E402
 from timelapse.checkpoint import Background, read  # noqa: E402
 from timelapse.stages import fit  # noqa: E402
 
-STEPS = 6  # validated after 4, saved after 2, 4 and 6
+STEPS = 6  # validated before the first, after 4 and at the end; saved after 2, 4 and 6
 
 
 def table(folder: Path) -> list[tuple]:
     """Everything in metrics.csv but the order of its rows."""
     return sorted((int(row["step"]), *sorted(row.items())) for row in read_rows(folder / "metrics.csv"))
+
+
+def validated(folder: Path) -> list[int]:
+    return [int(row["step"]) for row in read_rows(folder / "metrics.csv") if "val/denoise_t100" in row]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +54,8 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(uncut, tmp_path, mome
 
     def killed(*args):
         validate(*args)
-        raise RuntimeError("killed")
+        if run.module.global_step:
+            raise RuntimeError("killed")
 
     def killed_later(*args):
         if run.module.global_step == 4:
@@ -70,9 +75,12 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(uncut, tmp_path, mome
 
 def test_the_last_step_counts_once_it_is_validated(tmp_path):
     run = small_run(tmp_path, "train.steps=4")
+    validate = run.module.validation_step
 
     def killed(*args):
-        raise RuntimeError("killed")
+        validate(*args)
+        if run.module.global_step:
+            raise RuntimeError("killed")
 
     run.module.validation_step = killed
     with pytest.raises(RuntimeError, match="killed"):
@@ -80,7 +88,16 @@ def test_the_last_step_counts_once_it_is_validated(tmp_path):
     assert newest(tmp_path / "checkpoints").name == "step000002.ckpt"
     fit(small_run(tmp_path, "train.steps=4"))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()].count("step000004.ckpt") == 1
-    assert any("val/denoise_t100" in row for row in read_rows(tmp_path / "metrics.csv"))
+    assert validated(tmp_path) == [0, 3]
+
+
+def test_the_held_out_loss_is_known_of_the_weights_a_run_begins_and_ends_on(uncut, tmp_path):
+    """Whatever `validate_every` is; rows count from 0, so that row 3 is of the weights after step 4."""
+    assert validated(uncut) == [0, 3, 5]
+    fit(small_run(tmp_path, "train.steps=3", "train.validate_every=9", "train.learning_rate=0", "train.weight_decay=0"))
+    assert validated(tmp_path) == [0, 2]
+    first, last = (row["val/denoise_t100"] for row in read_rows(tmp_path / "metrics.csv") if "val/denoise_t100" in row)
+    assert first == last  # nothing moved
 
 
 def test_sigterm_saves_the_step_in_hand_and_leaves_its_validation_to_the_next_run(uncut, tmp_path):
@@ -98,7 +115,7 @@ def test_sigterm_saves_the_step_in_hand_and_leaves_its_validation_to_the_next_ru
         fit(run)
     assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
     assert newest(tmp_path / "checkpoints").name == f"step{step:06d}.ckpt"
-    assert not any(name.startswith("val/") for row in read_rows(tmp_path / "metrics.csv") for name in row)
+    assert validated(tmp_path) == [0]
     fit(small_run(tmp_path, f"train.steps={STEPS}"))
     assert same(tmp_path, uncut)
 

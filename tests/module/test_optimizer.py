@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
-from timelapse.module.optimizer import Muon, check_kind, matrices_of, moments_of, optimizer_of, orthogonal
+from timelapse.module.optimizer import Muon, NormClipping, check_kind, matrices_of, moments_of, optimizer_of, orthogonal
 
 
 class Net(nn.Module):
@@ -185,3 +187,26 @@ def test_weights_of_16_bits_are_not_trained():
     assert weight - 5e-5 == weight
     with pytest.raises(ValueError, match=r"weights of bfloat16 .* model.dtype=float32 trainer.precision=bf16-mixed"):
         optimizer_of("adamw", [Net().bfloat16()], 5e-5)
+
+
+def test_scaled_gradients_may_be_infinite_and_a_loss_may_not():
+    """In 16 bits the scaler skips a step that overflowed; a loss that is no number would be skipped for ever."""
+
+    class Module(NormClipping):
+        global_step = 3
+        trainer = SimpleNamespace(
+            precision="16-mixed", accumulate_grad_batches=2, checkpoint_callback=None,
+            strategy=SingleDeviceStrategy("cpu"),
+        )  # fmt: skip
+
+    module, p = Module(), nn.Parameter(torch.ones(2))
+    p.grad = torch.full((2,), float("inf"))
+    for index, losses in enumerate([(1.0, 2.0), (float("nan"), 2.0)]):
+        for part, loss in enumerate(losses):
+            module.on_train_batch_start({"key": [f"clip{index}{part}"]}, part)
+            module.on_before_backward(torch.tensor(loss))
+        if index:
+            with pytest.raises(ValueError, match="loss is no number at step 3, clips clip10, clip11; .* none yet"):
+                module.configure_gradient_clipping(torch.optim.SGD([p]))
+        else:
+            module.configure_gradient_clipping(torch.optim.SGD([p]))

@@ -113,7 +113,9 @@ def test_standardising_changes_the_latent_as_said_and_the_picture_not(module):
 def test_a_decoder_goes_on_from_weights_whose_latents_are_standardised(module):
     """Stages that never train the encoder measured no latents to standardise by: dividing by their zeros gave NaN."""
     module.stages = STAGES[1:]
-    module._trainer = SimpleNamespace(global_step=0, strategy=SimpleNamespace(reduce=lambda x, **_: x))
+    module._trainer = SimpleNamespace(
+        global_step=0, accumulate_grad_batches=1, strategy=SimpleNamespace(reduce=lambda x, **_: x)
+    )
     before = {name: p.clone() for name, p in module.vae.state_dict().items()}
     module.on_train_batch_start(batch(), 0)
     assert all(torch.equal(p, before[name]) for name, p in module.vae.state_dict().items())
@@ -259,7 +261,7 @@ def test_the_verdict_weighs_in_the_vaes_loss_and_the_judges_own_loss_does_not(mo
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_each_is_clipped_by_its_own_norm(module, kind):
     one = adversarial(module)
-    one.optimizer = kind
+    one.optimizer, one._trainer = kind, SimpleNamespace(precision="32-true")
     optimizer = one.configure_optimizers()["optimizer"]
     parts = next(module.vae.parameters()), next(one.judge.parameters())
     for p, size in zip(parts, (10.0, 0.1)):

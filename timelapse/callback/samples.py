@@ -46,7 +46,8 @@ class Samples(Callback):
         known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1)
         training, _ = module.training, module.eval()
         # On every rank: a sharded forward is collective. Of chunks in a row only the first, which has a truth.
-        videos = next(module.stream(batch, known, self.sampler, precision=trainer.precision))
+        pieces = module.stream(batch, known, self.sampler, progress=trainer.is_global_zero, precision=trainer.precision)
+        videos = next(pieces)
         module.train(training)
         if not trainer.is_global_zero:
             return

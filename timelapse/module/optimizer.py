@@ -120,35 +120,55 @@ def moments_of(kind: str, parts: Iterable[nn.Module]) -> int:
 
 
 class NormClipping:
-    """Of a LightningModule: gradients are clipped by the norm of them all, which must be a number.
+    """Of a LightningModule: gradients are clipped by their norm, and training ends where a loss is no number.
 
     Lightning's own clipping refuses fused optimizers in mixed precision of any kind. Every process sees the same norm,
     so all end together where a loss on one of them was no number.
     """
 
     clips: list[str] = []  # that this process took for the step in hand
+    finite: bool | Tensor = True  # whether this process's losses of that step were numbers; asking waits for the device
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
-        begun = index % self.trainer.accumulate_grad_batches > 0
-        self.clips = [*(self.clips if begun else []), *batch.get("key", [])]
+        if index % self.trainer.accumulate_grad_batches == 0:
+            self.clips, self.finite = [], True
+        self.clips = [*self.clips, *batch.get("key", [])]
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.finite = loss.detach().isfinite() & self.finite
+
+    def clipped_together(self, optimizer: Any) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients share a norm."""
+        return [[p for group in optimizer.param_groups for p in group["params"]]]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         check_precision(self.trainer.precision, gradient_clip_val)
         if str(self.trainer.precision).startswith("16"):  # scaled, maybe infinite: the scaler skips such a step
+            if self.trainer.strategy.reduce_boolean_decision(not self.finite, all=False):
+                raise ValueError(self._no_number())
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not whole.isfinite():
-            last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
-            raise ValueError(
-                f"loss is no number: gradients have norm {whole.item()} at step {self.global_step}, clips "
-                f"{', '.join(self.clips)}; last good checkpoint: {last}; lower the learning rate or look at those clips"
-            )
-        if gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        for parameters in self.clipped_together(optimizer):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            if not whole.isfinite():
+                raise ValueError(self._no_number(f": gradients have norm {whole.item()}"))
+            if gradient_clip_val:
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def _no_number(self, norm: str = "") -> str:
+        """Names the clips of the processes whose own loss was none; of all of them where only gradients overflowed."""
+        every = [(bool(self.finite), self.clips)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            every = every * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(every, (bool(self.finite), self.clips))
+        blamed = [clips for finite, clips in every if not finite] or [clips for _, clips in every]
+        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
+        return (
+            f"loss is no number{norm} at step {self.global_step}, clips {', '.join(sum(blamed, []))}; last good "
+            f"checkpoint: {last}; lower the learning rate or look at those clips"
+        )
 
 
 class Muon(torch.optim.Optimizer):

@@ -122,11 +122,9 @@ class Reconstruction(NormClipping, L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+    def clipped_together(self, optimizer: Any) -> list[list[nn.Parameter]]:
         """VAE and judge each by their own norm: else the judge's, the larger, would say how far the VAE goes."""
-        for part in (self.vae, self.judge) if gradient_clip_val else ():
-            if part is not None:
-                torch.nn.utils.clip_grad_norm_(part.parameters(), gradient_clip_val)
+        return [[*part.parameters()] for part in (self.vae, self.judge) if part is not None]
 
     def setup(self, stage: str) -> None:
         if self.features is not None:
@@ -139,6 +137,7 @@ class Reconstruction(NormClipping, L.LightningModule):
 
         Not where no step trained the encoder before it: shipped weights, whose decoder goes on, have it already.
         """
+        super().on_train_batch_start(batch, index)
         stage, _ = self.stage(self.global_step)
         if not stage.get("encoder", True) and not self.standardised and self.moments.any():
             mean, square = self.trainer.strategy.reduce(self.moments.clone(), reduce_op="mean")
@@ -181,8 +180,6 @@ class Reconstruction(NormClipping, L.LightningModule):
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach())
         self.log("train/loss", (total - losses.get("judge", 0)).detach(), prog_bar=True)  # the VAE's own
-        if not torch.isfinite(total):
-            raise ValueError(f"loss is {total.item()} at step {self.global_step}; lower the stages' rate")
         return total
 
     def forward(

@@ -233,7 +233,8 @@ def curves(run: RunFiles) -> list[Markup]:
         "Held-out losses are measured at fixed timesteps with noise that never changes, so that they move only when "
         "the network does; the training loss mostly shows which timesteps were drawn."
     )
-    return [head, tag("p", text), tag("div", *[tag("div", Markup(svg)) for svg in plots], class_="plots")]
+    said = [tag("p", text)] if held_out else []
+    return [head, *said, tag("div", *[tag("div", Markup(svg)) for svg in plots], class_="plots")]
 
 
 def metrics(run: RunFiles) -> list[Markup]:
