@@ -68,7 +68,7 @@ def main(clips: int, sheet: str | None, overrides: list[str]) -> None:
         condition.tokens = model.text.encode([f"{caption}, {colour}" for colour in colours])
         return model.codec.decode(sampler(model, condition, None, noise.expand_as(condition.latent), progress=False))
 
-    print("| process | made: as told | made: as the real clip | real clips: as they are | n |\n|---|---|---|---|---|")
+    print("| process | made: as told | made: as the real clip | n | real clips: as they are | n |\n|" + 6 * "---|")
     for process, name in HIDES.items():
         data = build(cfg.dataset, split="val", size=clips, processes=[process], colours=0.0)
         choices = sorted({colour_of(process, {name: hue}) for hue in PROCESSES[process].ranges[name]})
@@ -83,7 +83,7 @@ def main(clips: int, sheet: str | None, overrides: list[str]) -> None:
             same += [shown == truth for shown in found]
             real += [seen(clip["video"], subject) == truth] if truth != "white" else []
         share = lambda yes: f"{sum(yes) / len(yes):.0%}"
-        print(f"| {process} | {share(told)} | {share(same)} | {share(real)} | {len(told)} |")
+        print(f"| {process} | {share(told)} | {share(same)} | {len(told)} | {share(real)} | {len(real)} |")
     if sheet:
         rows, labels = [], []
         for process, index, colours in (("flower", 0, ["red", "yellow", "blue"]), ("mushroom", 0, ["red", "yellow"])):

@@ -2,12 +2,12 @@
 
     python experiments/pretrain_vjepa/probe.py [--clips 800] [--write] [--sheet vjepa_tiny sheet.png]
 
-Each row is an encoder's features on the token grid (4,8,8), averaged over the picture for each of 4 latent frames:
+Each row is an encoder's features on the grid (4,8,8), averaged over the picture for each of 4 spans of four frames:
   process  accuracy of telling the ten processes apart, from the mean over time (chance 0.10)
   hue      R2 of (cos, sin) of the subject's drawn hue (petals, wax, cap, ...), from the mean over time
   place    R2 of (cos, sin) of the background's drawn hue, from the mean over time
-  stage    R2 of the progress of the process, from one latent frame, one regression for all processes
-  change   the same from the latent frame's features minus the clip's mean: what moves, without what stays
+  stage    R2 of the progress of the process, from one span of four frames, one regression for all processes
+  change   the same from the span's features minus the clip's mean: what moves, without what stays
   subject  R2 of the share of its patch that the subject covers, from one token, one regression for all processes
   rank     effective rank of the tokens (1 to the width)
 """

@@ -120,9 +120,9 @@ PARTS = {  # of a step under Lightning: function, file
     "backward": ("run_backward", "~"),
     "clip, condition and tokens made ready": ("prepare", "denoising.py"),
     "noise": ("randn", "randomness.py"),
-    "clipping": ("clip_grad_norm_", "clip_grad.py"),
+    "clipping": ("configure_gradient_clipping", "optimizer.py"),
     "AdamW": ("_fused_adam", "adam.py"),
-    "average of the weights": ("update_average", "denoising.py"),
+    "average of the weights": ("update_average", "average.py"),
     "logging": ("on_train_batch_end", "denoising.py"),
     "clips from the cache": ("__getitem__", "cache.py"),
     "all of it": ("advance", "training_epoch_loop.py"),
@@ -137,6 +137,9 @@ def profile(folder: Path, steps: int) -> None:
         watch = cProfile.Profile(time.process_time)
         watch.runcall(fit, run)
         stats = pstats.Stats(watch).stats
+        for label, (what, where) in PARTS.items():
+            if not any(what in name and file.endswith(where) for file, _, name in stats):
+                raise ValueError(f"{label}: no {what} in {where} any more; look where it went and change PARTS")
         seen.append({
             label: sum(row[3] for (file, _, name), row in stats.items() if what in name and file.endswith(where))
             for label, (what, where) in PARTS.items()

@@ -94,8 +94,9 @@ def test_positions_of_a_longer_clip_interpolate_the_trained_table():
 
 def test_weights_of_a_folder_load_and_missing_ones_say_how_to_get_them(tmp_path):
     numbers = dict(width=WIDTH, layers=LAYERS, heads=HEADS, mlp=MLP, size=(32, 48), name="v2")
-    with pytest.raises(ValueError, match="no model.safetensors .* encoder.weights=DIR"):
-        published(str(tmp_path), **numbers)
+    for nothing in (str(tmp_path), str(tmp_path / "none"), "../none/there"):
+        with pytest.raises(ValueError, match="no model.safetensors .* encoder.weights=DIR"):
+            published(nothing, **numbers)
     state = published_state(16)
     save_file(state, tmp_path / "model.safetensors")
     encoder = published(str(tmp_path), **numbers)

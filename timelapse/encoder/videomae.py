@@ -109,7 +109,7 @@ def published(
         folder = Path(weights).is_dir()
         path = Path(weights) / "model.safetensors" if folder else hf_hub_download(weights, "model.safetensors")
         state = load_file(path)
-    except OSError as e:
+    except (OSError, ValueError) as e:  # the latter of a path that is not there: no name of the hub
         raise ValueError(
             f"VideoMAE v2: no model.safetensors at {weights!r}; set HF_HUB_OFFLINE=0 to download it, or "
             f"`hf download OpenGVLab/VideoMAEv2-Base model.safetensors --local-dir DIR` and set "
