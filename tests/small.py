@@ -54,12 +54,26 @@ CONSISTI2V = [
     "model.align=null",
     "video={frames: 4, height: 32, width: 32}",
 ]
-OTHERS = {"svd_backward": SVD, "consisti2v": CONSISTI2V}
+STAGES = [
+    "{steps: 8, frames: 1, batch: 1, crop: 32, rate: [1.0e-3, 1.0e-3], noise: 0.05}",
+    "{steps: 6, frames: 9, batch: 1, crop: 32, rate: [1.0e-3, 1.0e-3], noise: 0.05, perceptual: 0.1}",
+    "{steps: 6, frames: 9, batch: 1, crop: 32, rate: [1.0e-3, 1.0e-4], noise: 0.05, encoder: false, perceptual: 0.1, "
+    "adversarial: 0.1}",
+]
+OTHERS = {  # the first that is in an experiment's name
+    "svd_vae": SVD[:-2],  # nothing is sampled, and its crops are not that small
+    "svd": SVD,
+    "consisti2v": CONSISTI2V,
+    "picture_vae": [*COMMON, "model.vae.block_out_channels=[8,8,8,8]"],
+    "pretrain_vae": [*SMALL, f"module.stages=[{','.join(STAGES)}]"],
+    "pretrain_vjepa": COMMON,  # the tiny network itself
+    "pretrain_videomae": COMMON,
+}
 
 
 def small_run(folder: Path, *overrides: str, experiment: str = "finetune_only") -> Run:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        small = OTHERS.get(experiment, SMALL)
+        small = next((small for name, small in OTHERS.items() if name in experiment), SMALL)
         cfg = compose("config", [f"+experiment={experiment}", *small, f"paths.cache={folder}/cache", *overrides])
     run = Run(frozen(cfg), folder)
     run.freeze()
