@@ -149,6 +149,29 @@ def test_a_module_that_shards_nothing_is_refused_under_a_trainer_that_does(tmp_p
     check(tmp_path, "+experiment=finetune_only", *typed[1:])
 
 
+def test_what_would_fail_in_the_middle_of_a_distributed_training_is_refused_before(tmp_path):
+    with pytest.raises(ValueError, match="Reconstruction .* trainer.strategy=ddp_find_unused_parameters_true"):
+        check(tmp_path, "+experiment=pretrain_vae", "trainer=ddp", "trainer.accelerator=cpu")
+    with pytest.raises(ValueError, match="train_text=true: .* type trainer=ddp"):
+        check(
+            tmp_path, "+experiment=finetune_only", "trainer=fsdp", "trainer.accelerator=cpu", "module.train_text=true"
+        )
+    check(tmp_path, "+experiment=pretrain_picture_vae", "trainer=ddp", "trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize(
+    "devices, local, index",
+    [("auto", 1, 1), ("2", 3, 3), ("[1]", 0, 1), ("[2,3]", 1, 3), ("'2,3'", 0, 2), ("'1,'", 0, 1)],
+)
+def test_stages_beside_the_fit_run_on_the_devices_that_it_was_given(tmp_path, monkeypatch, devices, local, index):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["+experiment=finetune_only", "trainer=ddp", f"trainer.devices={devices}"])
+    assert Run(frozen(cfg), tmp_path).device == torch.device("cuda", index)
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_metric_whose_weights_are_missing_ends_every_process(tmp_path, monkeypatch, rank):
     monkeypatch.setenv("SLURM_PROCID", rank)  # process 0 alone would leave the others waiting for its share

@@ -136,6 +136,10 @@ def test_tiny_counts_are_those_of_the_built_model():
     assert counts.tokens == 9 * 8 * 8 + cfg.model.transformer.max_text_seq_length
 
 
+def test_blocks_that_are_compiled_are_counted_as_they_are_written():
+    assert count(config("model.compile=true")) == count(config())
+
+
 def test_counting_the_published_model_holds_none_of_it():
     """T5-XXL alone would be 18 GiB and minutes of random numbers."""
     largest = 0

@@ -31,6 +31,10 @@ def evaluate_run(run: Any) -> float | None:
     if not chosen:
         raise ValueError(f"{folder} has no samples to measure; add the stage: stages=[sample,evaluate,report]")
     metrics = build_all(run.cfg.metric)
+    for metric in metrics.values():
+        for net in (metric.net, getattr(metric, "clip_net", None)):
+            if net is not None:
+                net.to(run.device)
     bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
     numbers, per_clip = evaluate(metrics, bar, alone=True)
     real: dict[str, float] = {}  # what SC and MD of the real clips are, where there are any

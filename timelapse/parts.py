@@ -93,10 +93,22 @@ class Run:
             check_kind(self.cfg.module.get("optimizer", "adamw"), sharded)
             if issubclass(module, NormClipping):
                 check_precision(self.cfg.trainer.precision, self.cfg.trainer.gradient_clip_val)
+            finds = "ddp_find_unused_parameters_true"
+            replicated = "trainer=ddp" + (f" trainer.strategy={finds}" if getattr(module, "partly_used", False) else "")
             if sharded and module.configure_model is LightningModule.configure_model:
                 raise ValueError(
                     f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "
-                    f"be sharded; type trainer=ddp"
+                    f"be sharded; type {replicated}"
+                )
+            if self.cfg.trainer.strategy == "ddp" and finds in replicated:
+                raise ValueError(
+                    f"trainer.strategy=ddp: a stage of {module.__name__} does not train all that it holds, for which "
+                    f"plain DDP waits; type {replicated}"
+                )
+            if sharded and self.cfg.module.get("train_text"):
+                raise ValueError(
+                    "module.train_text=true: the text encoder is trained whole, not sharded; type trainer=ddp, or "
+                    "module.train_text=false"
                 )
         if "evaluate" in self.cfg.stages or ("fit" in self.cfg.stages and self.cfg.train.sample_every):
             check_together(build_all(self.cfg.metric))  # built: a feature network whose weights are missing
@@ -197,8 +209,13 @@ class Run:
     def device(self) -> torch.device:
         wanted = self.cfg.trainer.accelerator
         if wanted != "cpu" and torch.cuda.is_available():
-            local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
-            return torch.device("cuda", int(local) % torch.cuda.device_count())  # SLURM may show each task one GPU
+            from timelapse.plan import listed_devices
+
+            local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+            which = listed_devices(self.cfg.trainer.devices) or range(torch.cuda.device_count())
+            return torch.device(
+                "cuda", which[local % len(which)] % torch.cuda.device_count()
+            )  # SLURM may show one each
         if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")

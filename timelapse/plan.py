@@ -142,8 +142,9 @@ def count(cfg: DictConfig) -> Counts:
 
 def on_meta(part: DictConfig, numbers: dict[str, Any]) -> tuple[Any, nn.Module]:
     """A model without weights, some of its numbers changed, and its backbone."""
+    plain = {"compile": False} if "compile" in part else {}  # what is compiled has no meta device
     with torch.device("meta"):
-        model = build(OmegaConf.merge(part, {"weights": None, **numbers}))
+        model = build(OmegaConf.merge(part, {"weights": None, **plain, **numbers}))
         return model, model.backbone.to("meta")  # some numbers ignore the default device
 
 
@@ -201,10 +202,15 @@ def devices_of(trainer: DictConfig, there: int | None = None) -> int | None:
     text too; `there` of each node where it takes all (auto, -1).
     """
     asked = trainer.devices
-    if isinstance(asked, str) and asked != "auto":  # "0,1" is a list, "2" a number
-        asked = [part for part in asked.split(",") if part.strip()] if "," in asked else int(asked)
-    local = there if asked in ("auto", -1) else asked if isinstance(asked, int) else len(asked)
+    local = there if str(asked) in ("auto", "-1") else len(listed_devices(asked)) or int(asked)
     return None if local is None else local * trainer.num_nodes
+
+
+def listed_devices(devices: Any) -> list[int]:
+    """Which devices a list names, as text ("0,1") or not; none where it is a number ("2") or auto."""
+    if isinstance(devices, str):
+        devices = devices.split(",") if "," in devices else []
+    return [] if isinstance(devices, int) else [int(device) for device in devices if str(device).strip()]
 
 
 def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[int, dict[str, float]]:

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, remove, store
+from timelapse.checkpoint import META, Background, by_name, is_sharded, on_cpu, publish, read, remove, store
 from timelapse.module.optimizer import check_groups
 
 
@@ -65,9 +65,12 @@ class Fsdp2(ModelParallelStrategy):
     def model_to_device(self) -> None:
         if not self.offload:
             return super().model_to_device()
+        self._move_unsharded(self.root_device)
+
+    def _move_unsharded(self, device: torch.device) -> None:
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             if not isinstance(tensor, DTensor):
-                tensor.data = tensor.data.to(self.root_device)
+                tensor.data = tensor.data.to(device)
 
     # Lightning's two copy to the CPU what is elsewhere and only that; `save_checkpoint` copies everything, once.
 
@@ -123,7 +126,7 @@ class Fsdp2(ModelParallelStrategy):
             dcp.load(state, checkpoint_id=path)
             rest, whole = torch.load(path / META, map_location="cpu", weights_only=True), False
         else:
-            rest, whole = torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
+            rest, whole = read(path), True
             state = {"state_dict": rest.pop("state_dict")}
             for i, (optimizer, numbered) in enumerate(zip(self.optimizers, rest.pop("optimizer_states", []))):
                 check_groups(numbered["param_groups"], optimizer.param_groups)
@@ -131,7 +134,11 @@ class Fsdp2(ModelParallelStrategy):
                 listed = [names[p] for group in optimizer.param_groups for p in group["params"]]
                 state[f"optimizer_{i}"] = by_name(numbered, listed)
         options = StateDictOptions(full_state_dict=whole, strict=False)
+        if self.offload:  # torch fills a model from whole tensors on one device only
+            self._move_unsharded(self.home)
         set_model_state_dict(self.model, state["state_dict"], options=options)
+        if self.offload:
+            self._move_unsharded(self.root_device)
         for i, optimizer in enumerate(self.optimizers):
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{i}"], options=options)
         return rest
@@ -179,7 +186,7 @@ def shard(backbone: nn.Module, losses: nn.Module, mesh: DeviceMesh, half: bool, 
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for loss in losses.children():
         if any(p.requires_grad for p in loss.parameters()):
-            fully_shard(loss, **options)  # float32: alignment losses run outside of autocast
+            fully_shard(loss, **options)  # its weights stay float32 also where blocks compute in bfloat16
     if half:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in backbone.blocks():

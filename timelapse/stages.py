@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch.distributed.tensor import DTensor
 
 from timelapse.build import build, build_all, frozen
 from timelapse.cache import rank
@@ -83,11 +84,12 @@ def fit(run: Run) -> None:
     folder = run.folder / "checkpoints"
     callbacks = [
         Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every, cfg.train.keep),
-        StepProgress(),
         PeakMemory(),
+        StepProgress(),
         LearningRateMonitor("step"),
     ]
-    data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers)
+    pinned = run.device.type == "cuda"
+    data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers, pinned)
     sampler = build(cfg.sampler)
     if cfg.train.sample_every and not hasattr(sampler, "pixels"):  # else a baseline that would show nothing of it
         from timelapse.callback.samples import Samples
@@ -180,7 +182,7 @@ def export(run: Run) -> None:
     if rank() != 0:
         return
     run = Run(run.cfg, run.folder)  # whole in this process, from the checkpoint: what was fitted may be sharded
-    trained(run)
+    trained(run, torch.device("cpu"))
     folder = run.folder / "export"
     merge = {"merge": True} if run.cfg.export.merge else {}  # only models with a LoRA know the word
     with run.module.averaged():
@@ -190,7 +192,7 @@ def export(run: Run) -> None:
 
 def ship(run: Run) -> None:
     """Write the weights of a pretrain recipe to timelapse/assets, with their numbers and how they were made."""
-    trained(run)
+    trained(run, torch.device("cpu"))
     from timelapse import assets
     from timelapse.callback.history import read_rows
 
@@ -199,7 +201,7 @@ def ship(run: Run) -> None:
     before = {name: assets.history(name) for name in names}
     # A run may ship over the weights that it began on. Its checkpoint holds the same ones: it goes on beside them, also
     # when it is killed here, so the note tells of them afterwards only.
-    home = run.checkpoint.parents[1]
+    home = run.checkpoint.absolute().parents[1]
     began = assets.noted(home) if (home / assets.RECORD).exists() else None
     if began is not None:
         assets.note(home, {name: digest for name, digest in began.items() if name not in before})
@@ -220,15 +222,18 @@ def ship(run: Run) -> None:
 STAGES = {f.__name__: f for f in (cache, fit, sample, evaluate, report, plan, export, ship)}
 
 
-def trained(run: Run) -> None:
+def trained(run: Run, device: torch.device | None = None) -> None:
     """`restore`, refusing weights that were never trained."""
     if run.checkpoint is None and "fit" not in run.cfg.stages:
         raise ValueError(f"{run.folder} has no checkpoint; add ckpt=RUN_DIR, or the stage fit before this one")
-    restore(run)
+    restore(run, device)
 
 
-def restore(run: Run) -> None:
-    """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already)."""
+def restore(run: Run, device: torch.device | None = None) -> None:
+    """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already).
+
+    device: where to, the run's by default. What was sharded stays where its shards live.
+    """
     from timelapse.callback.checkpoint import newest
     from timelapse.checkpoint import read
 
@@ -257,5 +262,7 @@ def restore(run: Run) -> None:
                 f"{run.checkpoint} does not fit model={run.cfg.model._target_}: {said}; "
                 f"use the experiment and scale it was trained with"
             )
-    module.to(run.device)  # Lightning moves it to the CPU after a fit
-    run.model.codec.to(run.device)
+    device = device or run.device
+    if not any(isinstance(p, DTensor) for p in module.parameters()):
+        module.to(device)  # Lightning moves it to the CPU after a fit
+    run.model.codec.to(device)

@@ -22,6 +22,12 @@ class PeakMemory(Callback):
         self.allocated = {"training": 0.0, "validation": 0.0}
         self.reserved = 0.0
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What encoded the dataset before is neither."""
+        if module.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(module.device)
+
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.take("training", module.device)
 

@@ -133,16 +133,24 @@ def alike(dataset: Dataset, clips: Iterable[int], size: int) -> list[list[int]]:
 class Clips(L.LightningDataModule):
     """Training stream and validation clips.
 
-    train, validation: map-style datasets. batch_size: per process. seed: of the shuffle.
+    train, validation: map-style datasets. batch_size: per process. seed: of the shuffle. pin_memory: for a GPU.
     The global batch is batch_size x processes; keep it when the number of processes changes, and so do the losses.
     """
 
-    def __init__(self, train: Dataset, validation: Dataset, batch_size: int, seed: int = 0, workers: int = 0):
+    def __init__(
+        self,
+        train: Dataset,
+        validation: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ):
         super().__init__()
         if len(train) == 0 or len(validation) == 0:
             raise ValueError(f"{len(train)} training and {len(validation)} validation clips; both need at least one")
         self.train, self.validation, self.seed = train, validation, seed
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.pin_memory = batch_size, workers, pin_memory
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -170,5 +178,5 @@ class Clips(L.LightningDataModule):
             num_workers=self.workers,
             worker_init_fn=outlive_sigterm,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
         )

@@ -225,7 +225,9 @@ def dino_vitb16(weights: str = "facebook/dino-vitb16", size: int = 224) -> DinoV
 
 
 def video_features(net: nn.Module, video: Tensor, chunk: int = 16) -> Tensor:
-    """(B,T,3,H,W) in [-1,1] -> (B,T,D) float32, `chunk` frames at a time (small ones are faster on a CPU)."""
+    """(B,T,3,H,W) in [-1,1] -> (B,T,D) float32, `chunk` frames at a time (small ones are faster on a CPU), computed
+    where the network is, given back where the video is."""
+    home = next((p.device for p in net.parameters()), video.device)
     with torch.no_grad():
         frames = video.flatten(0, 1).split(chunk)
-        return torch.cat([net(f) for f in frames]).float().unflatten(0, video.shape[:2])
+        return torch.cat([net(f.to(home)) for f in frames]).float().unflatten(0, video.shape[:2]).to(video.device)

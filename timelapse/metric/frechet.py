@@ -68,8 +68,9 @@ class FrechetDistance(Metric):
         video = video.clamp(-1, 1)
         if self.net is not None:
             return video_features(self.net, video)
+        home = next((p.device for p in self.clip_net.parameters()), video.device)
         with torch.no_grad():
-            return self.clip_net(video).float()
+            return self.clip_net(video.to(home)).float().to(video.device)
 
     def add(self, side: str, features: Tensor) -> None:
         """Count features (M,D) of a side, "made" or "real"."""

@@ -56,6 +56,8 @@ class WeightAverage:
             from timelapse.sharding import reshard
 
             reshard(self.backbone)
+            if self.device.type == "cuda":  # shards that wait in main memory may still be on their way to the device
+                torch.cuda.synchronize(self.device)
             for name, p in self.trained():
                 average = self.ema[name.replace(".", "/")]
                 held = p.detach().clone()

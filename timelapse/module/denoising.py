@@ -304,6 +304,8 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         if "tokens" not in batch or self.train_text:
             batch["tokens"] = self.tokens(batch["caption"])
         negative = self.constant(negative_prompt).expand(len(names), -1, -1)
+        if not self.train_text:  # at paper scale it takes as much memory as the network
+            self.model.text.to("cpu")
         condition = self.condition(batch, names, known=known.to(self.device))
         shape = tuple(condition.latent.shape[1:])
         video = batch["video"]

@@ -122,6 +122,8 @@ class Reconstruction(NormClipping, L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    partly_used = True  # a stage trains the judge, or the decoder alone, and others do not
+
     def clipped_together(self, optimizer: Any) -> list[list[nn.Parameter]]:
         """VAE and judge each by their own norm: else the judge's, the larger, would say how far the VAE goes."""
         return [[*part.parameters()] for part in (self.vae, self.judge) if part is not None]
