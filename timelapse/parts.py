@@ -212,10 +212,9 @@ class Run:
             from timelapse.plan import listed_devices
 
             local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-            which = listed_devices(self.cfg.trainer.devices) or range(torch.cuda.device_count())
-            return torch.device(
-                "cuda", which[local % len(which)] % torch.cuda.device_count()
-            )  # SLURM may show one each
+            there = torch.cuda.device_count()  # SLURM may show each task one GPU
+            which = listed_devices(self.cfg.trainer.devices) or range(there)
+            return torch.device("cuda", which[local % len(which)] % there)
         if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")

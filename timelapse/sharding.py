@@ -188,7 +188,10 @@ def shard(backbone: nn.Module, losses: nn.Module, mesh: DeviceMesh, half: bool, 
         if any(p.requires_grad for p in loss.parameters()):
             fully_shard(loss, **options)  # its weights stay float32 also where blocks compute in bfloat16
     if half:
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        # Inputs stay as they are: rotary tables and noise levels would be rounded, which DDP's autocast does not.
+        options["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     for block in backbone.blocks():
         fully_shard(block, **options)
     fully_shard(backbone, **options)
