@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,8 @@ def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[flo
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / (f"job{task}.log" if (task := place()) else "job.log")
         log.info(f"log: {path}")
-        with path.open("ab") as file:
-            process = subprocess.Popen(
-                command(hydra, overrides, module),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
-            _wait(process)
+        process = start(command(hydra, overrides, module), path)
+        _wait(process)
         if process.returncode:
             raise RuntimeError(f"{' '.join(overrides)}: {last_error(path, process.returncode)} (log: {path})")
     return score(run_dir, OmegaConf.select(cfg, "objective", default=None)) if place() == 0 else None
@@ -71,6 +63,28 @@ def command(hydra: DictConfig, overrides: Sequence[str], module: str = "timelaps
             line += ["--config-dir", source.path]
     kept = [o for o in hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
     return [*line, *kept, *overrides, "hydra.mode=RUN"]
+
+
+def start(line: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+    """A job as the first process of a group of its own, so that whatever it starts can end with it; it appends to
+    `log`. env: added to this process's environment."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            start_new_session=True,
+        )
+
+
+def signal_group(process: subprocess.Popen, number: int) -> None:
+    """To a started job and all that it started, as far as any of it is there."""
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[float, ...] | None:
@@ -126,7 +140,7 @@ def _wait(process: subprocess.Popen) -> None:
 
     def hand_on(number: int, frame: Any) -> None:
         came.append(number)
-        _signal(process, signal.SIGTERM)
+        signal_group(process, signal.SIGTERM)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
     try:
@@ -134,14 +148,7 @@ def _wait(process: subprocess.Popen) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _signal(process, signal.SIGKILL)  # what the job left behind in its group
+        signal_group(process, signal.SIGKILL)  # what the job left behind in its group
     for number in came:
         if callable(before[number]):
             before[number](number, None)
-
-
-def _signal(process: subprocess.Popen, number: int) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # the group is gone

@@ -28,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from timelapse.finished import finished
-from timelapse.job import command, last_error, score, tail
+from timelapse.job import command, last_error, score, signal_group, start, tail
 
 log = logging.getLogger(__name__)
 
@@ -140,20 +140,12 @@ class ProcessLauncher(Launcher):
             return
         job.run_dir.mkdir(parents=True, exist_ok=True)
         env = {key: str(value).format(slot=job.slot) for key, value in self.env.items()}
-        with job.log.open("ab") as file:
-            job.process = subprocess.Popen(
-                command(self.config.hydra, job.overrides, self.module),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
-                start_new_session=True,
-            )
+        job.process = start(command(self.config.hydra, job.overrides, self.module), job.log, env)
         job.state, job.began = "running", time.monotonic()
 
     def _end(self, job: Job) -> None:
         job.seconds = time.monotonic() - job.began
-        _signal(job, signal.SIGKILL)  # what the job left behind in its group
+        signal_group(job.process, signal.SIGKILL)  # what the job left behind in its group
         if job.process.returncode == 0:
             job.state = "ok"
             self._succeed(job)
@@ -175,13 +167,13 @@ class ProcessLauncher(Launcher):
     def _stop(self, running: list[Job]) -> None:
         try:
             for job in running:
-                _signal(job, signal.SIGTERM)
+                signal_group(job.process, signal.SIGTERM)
             deadline = time.monotonic() + self.grace
             while any(j.process.poll() is None for j in running) and time.monotonic() < deadline:
                 time.sleep(0.1)
         finally:  # also on a second Ctrl-C
             for job in running:
-                _signal(job, signal.SIGKILL)
+                signal_group(job.process, signal.SIGKILL)
                 job.process.wait()
 
 
@@ -239,13 +231,6 @@ def clock(seconds: float) -> str:
     """3725 -> '1:02:05'."""
     minutes, s = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
-
-
-def _signal(job: Job, number: int) -> None:
-    try:
-        os.killpg(job.process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # the group is gone
 
 
 @contextmanager
