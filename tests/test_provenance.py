@@ -137,7 +137,7 @@ def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp
     run.__dict__["module"] = SimpleNamespace(
         ship=lambda recipe: [assets.save("cogvideox_tiny_transformer", {"w": torch.ones(2)}, {"recipe": recipe})]
     )
-    monkeypatch.setattr(stages, "trained", lambda run: None)
+    monkeypatch.setattr(stages, "trained", lambda run, device: None)
     monkeypatch.setattr(stages.HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=[])))
     mark_finished(run.folder, ["fit"])
     whole, run.module.ship = run.module.ship, killed
