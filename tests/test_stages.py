@@ -103,7 +103,7 @@ def test_a_lora_is_exported_as_a_whole_pipeline_where_that_is_asked_for(tmp_path
     run.check()
     plain = small_run(tmp_path / "plain", "module.ema_decay=0").model.backbone.transformer.state_dict()
 
-    def restored(run: Run) -> None:
+    def restored(run: Run, device: torch.device) -> None:
         run.module.materialise()
         for _, p in run.module.trained():
             torch.nn.init.constant_(p, 0.5)
