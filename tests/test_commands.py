@@ -24,7 +24,8 @@ GROUPS = {str(folder.relative_to(CONF)) for folder in CONF.glob("**/*") if folde
 def commands(text: str) -> Iterator[list[str]]:
     """Overrides of each command in a guide's blocks and in its lines; `...` stands for the main experiment."""
     text = re.sub(r"\\\n\s*", "", text)  # a command over several lines is one
-    blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, re.S) + re.findall(r"(?m)^ {4}\S.*$", text)
+    fences = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```", text)
+    blocks = [block for language, block in fences if language in ("", "bash")] + re.findall(r"(?m)^ {4}\S.*$", text)
     lines = [line.strip() for block in blocks for line in block.splitlines() if RUN in line]
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     spans = [s for s in re.findall(r"`([^`\n]+)`", prose) if s.startswith((RUN, "... ", "+experiment=", "+study="))]

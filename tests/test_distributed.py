@@ -181,6 +181,27 @@ def test_a_loss_that_is_no_number_on_one_process_ends_all_of_them(place, trainer
     assert clips[0] == clips[1] == tuple((folder / "broken").read_text().split())  # also where process 0 ends first
 
 
+def test_shards_in_16_bits_are_told_positions_in_32(place):
+    """As under DDP's autocast: FSDP2 would round what a block is given to the type of its weights."""
+
+    def prepare(rank, run):
+        made = run.module.configure_model
+
+        def told(block, given):  # video, text, time, (cosines, sines)
+            (folder / f"told{rank}").write_text(f"{given[3][0].dtype} {next(block.parameters()).dtype}")
+
+        def configured():
+            made()
+            run.module.backbone.blocks()[0].register_forward_pre_hook(told)
+
+        run.module.configure_model = configured
+
+    folder = place / "bfloat16"
+    typed = ["trainer=fsdp", "trainer.precision=bf16-mixed", "train.steps=1", "dataset.size=8"]
+    assert ends_of(2, folder, *typed, prepare=prepare) == [0, 0]
+    assert (folder / "told0").read_text() == (folder / "told1").read_text() == "torch.float32 torch.bfloat16"
+
+
 def test_one_diffusers_folder_comes_out_of_shards(alone, place):
     from diffusers import CogVideoXTransformer3DModel
 

@@ -152,6 +152,8 @@ def test_a_module_that_shards_nothing_is_refused_under_a_trainer_that_does(tmp_p
 def test_what_would_fail_in_the_middle_of_a_distributed_training_is_refused_before(tmp_path):
     with pytest.raises(ValueError, match="Reconstruction .* trainer.strategy=ddp_find_unused_parameters_true"):
         check(tmp_path, "+experiment=pretrain_vae", "trainer=ddp", "trainer.accelerator=cpu")
+    with pytest.raises(ValueError, match="Reconstruction .* trainer.strategy=ddp_find_unused_parameters_true"):
+        check(tmp_path, "+experiment=pretrain_vae", "trainer.devices=2")  # Lightning's auto is DDP then
     with pytest.raises(ValueError, match="train_text=true: .* type trainer=ddp"):
         check(
             tmp_path, "+experiment=finetune_only", "trainer=fsdp", "trainer.accelerator=cpu", "module.train_text=true"

@@ -88,22 +88,24 @@ class Run:
             from lightning import LightningModule
 
             from timelapse.module.optimizer import NormClipping, check_kind, check_precision
+            from timelapse.plan import devices_of
 
             sharded, module = not isinstance(self.cfg.trainer.strategy, str), class_of(self.cfg.module)
             check_kind(self.cfg.module.get("optimizer", "adamw"), sharded)
             if issubclass(module, NormClipping):
                 check_precision(self.cfg.trainer.precision, self.cfg.trainer.gradient_clip_val)
-            finds = "ddp_find_unused_parameters_true"
-            replicated = "trainer=ddp" + (f" trainer.strategy={finds}" if getattr(module, "partly_used", False) else "")
+            partly, strategy = getattr(module, "partly_used", False), self.cfg.trainer.strategy
+            replicated = "trainer=ddp" + " trainer.strategy=ddp_find_unused_parameters_true" * partly
             if sharded and module.configure_model is LightningModule.configure_model:
                 raise ValueError(
                     f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "
                     f"be sharded; type {replicated}"
                 )
-            if self.cfg.trainer.strategy == "ddp" and finds in replicated:
+            several = (devices_of(self.cfg.trainer, torch.cuda.device_count()) or 1) > 1
+            if partly and (strategy == "ddp" or strategy == "auto" and several):  # which Lightning takes for DDP
                 raise ValueError(
-                    f"trainer.strategy=ddp: a stage of {module.__name__} does not train all that it holds, for which "
-                    f"plain DDP waits; type {replicated}"
+                    f"trainer.strategy={strategy}: a stage of {module.__name__} does not train all that it holds, and "
+                    f"plain DDP fails at the second step of one; type {replicated}"
                 )
             if sharded and self.cfg.module.get("train_text"):
                 raise ValueError(

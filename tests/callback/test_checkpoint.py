@@ -91,6 +91,21 @@ def test_the_last_step_counts_once_it_is_validated(tmp_path):
     assert validated(tmp_path) == [0, 3]
 
 
+def test_a_last_step_that_was_not_due_is_safe_before_it_is_validated(tmp_path):
+    run = small_run(tmp_path, "train.steps=3", "train.validate_every=9")
+    validate = run.module.validation_step
+
+    def killed(*args):
+        if run.module.global_step:
+            raise RuntimeError("killed")
+        validate(*args)
+
+    run.module.validation_step = killed
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(run)
+    assert newest(tmp_path / "checkpoints").name == "step000003.ckpt"
+
+
 def test_the_held_out_loss_is_known_of_the_weights_a_run_begins_and_ends_on(uncut, tmp_path):
     """Whatever `validate_every` is; rows count from 0, so that row 3 is of the weights after step 4."""
     assert validated(uncut) == [0, 3, 5]

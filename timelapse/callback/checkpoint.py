@@ -24,7 +24,8 @@ class Checkpoints(Checkpoint):
     A name without another ending is a whole checkpoint: it is written aside, in the background, and renamed.
     It gets its name after the step's row is in metrics.csv and before the validation of the step, so a run that goes
     on from one where a validation is due (every `validate_every` steps) validates first: metrics.csv ends up as if
-    there had been no interruption. The weights that a run begins on are validated too, and its last step is.
+    there had been no interruption. Before its first step and after its last a run validates too (unless it does after
+    each): where the last was not due, a kill costs that validation and nothing else.
     SIGTERM (a cluster's preemption) saves after the step in hand and raises `Preempted`, without validating.
     """
 
@@ -50,7 +51,7 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self.before = signal.signal(signal.SIGTERM, self._note)
         # At step 0 for what begins, with the first step's row, which is of the same weights; not twice in that row.
-        if self.due(self.saved) if self.saved else self.validate_every > 1:
+        if self.due(self.saved) if self.saved else min(self.validate_every, trainer.max_steps) > 1:
             loop = trainer.fit_loop.epoch_loop.val_loop  # Lightning takes it for done when it resumes here
             loop.restarting = False
             trainer.validating = True
@@ -66,8 +67,9 @@ class Checkpoints(Checkpoint):
         self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False) and not last
         if step != self.saved and (step % self.every == 0 or self.due(step) or last or self.stop):
             path = self.folder / f"step{step:06d}.ckpt"
-            if last:  # nothing resumes behind the last step: it counts once it is validated
-                self.held, trainer.should_stop = path, True  # which makes Lightning validate, due or not
+            trainer.should_stop |= last  # with which Lightning validates, due or not
+            if last and self.due(step):  # nothing resumes behind the last step: it counts once it is validated
+                self.held = path
             self.prune(trainer)
             trainer.save_checkpoint(path.with_suffix(".held") if self.held else path)
             self.saved = step
