@@ -215,7 +215,7 @@ def listed_devices(devices: Any) -> list[int]:
 
 def print_plan(cfg: DictConfig, devices: tuple[int, ...] = (1, 8, 64)) -> dict[int, dict[str, float]]:
     """Log a table of GiB per device for 1, 8 and 64 devices (or the number the trainer asks for)."""
-    log.info("counting parameters, activations and operations on the meta device; half a minute at 5B")
+    log.info("counting parameters, activations and operations on the meta device; some seconds at 5B")
     counts = count(cfg)
     if (asked := devices_of(cfg.trainer) or 1) > 1:
         devices = (asked,)
