@@ -149,7 +149,7 @@ def test_a_module_that_shards_nothing_is_refused_under_a_trainer_that_does(tmp_p
     check(tmp_path, "+experiment=finetune_only", *typed[1:])
 
 
-def test_what_would_fail_in_the_middle_of_a_distributed_training_is_refused_before(tmp_path):
+def test_what_would_fail_in_the_middle_of_a_distributed_training_is_refused_before(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Reconstruction .* trainer.strategy=ddp_find_unused_parameters_true"):
         check(tmp_path, "+experiment=pretrain_vae", "trainer=ddp", "trainer.accelerator=cpu")
     with pytest.raises(ValueError, match="Reconstruction .* trainer.strategy=ddp_find_unused_parameters_true"):
@@ -159,6 +159,8 @@ def test_what_would_fail_in_the_middle_of_a_distributed_training_is_refused_befo
             tmp_path, "+experiment=finetune_only", "trainer=fsdp", "trainer.accelerator=cpu", "module.train_text=true"
         )
     check(tmp_path, "+experiment=pretrain_picture_vae", "trainer=ddp", "trainer.accelerator=cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    check(tmp_path, "+experiment=pretrain_vae", "trainer.devices=auto")  # of the CPU there is one
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ class Run:
                     f"trainer.strategy: {module.__name__} holds its network whole on every device, nothing of it can "
                     f"be sharded; type {replicated}"
                 )
-            several = (devices_of(self.cfg.trainer, torch.cuda.device_count()) or 1) > 1
+            there = torch.cuda.device_count() if self.device.type == "cuda" else 1
+            several = devices_of(self.cfg.trainer, there) > 1
             if partly and (strategy == "ddp" or strategy == "auto" and several):  # which Lightning takes for DDP
                 raise ValueError(
                     f"trainer.strategy={strategy}: a stage of {module.__name__} does not train all that it holds, and "
