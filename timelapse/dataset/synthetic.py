@@ -28,8 +28,9 @@ class Synthetic(Dataset):
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
     share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share
-    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow"); where
-    a swap or cut is planted, that of the first half.
+    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow"); counts:
+    of those whose caption tells the number ("..., 8 petals"), drawn apart from it. Where a swap or cut is planted, both
+    are those of the first half.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -49,6 +50,7 @@ class Synthetic(Dataset):
         camera: float = 0.0,
         span: Sequence[float] | None = None,
         colours: float = 0.0,
+        counts: float = 0.0,
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
@@ -69,15 +71,16 @@ class Synthetic(Dataset):
         self.size, self.frames, self.height, self.width = size, frames, height, width
         if not 0 <= camera <= 1:
             raise ValueError(f"synthetic: dataset.camera={camera} is a share of clips, 0..1, e.g. 0.5")
-        if not 0 <= colours <= 1:
-            raise ValueError(f"synthetic: dataset.colours={colours} is a share of captions, 0..1, e.g. 0.8")
+        for told, share in (("colours", colours), ("counts", counts)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"synthetic: dataset.{told}={share} is a share of captions, 0..1, e.g. 0.8")
         if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1] <= 1):
             raise ValueError(
                 f"synthetic: dataset.span={list(span)} is the least and largest share of a process that a clip shows, "
                 f"0..1, e.g. [0.3,0.6]"
             )
         self.seed, self.failure, self.split, self.camera, self.span = seed, failure, split, camera, span
-        self.colours = colours
+        self.colours, self.counts = colours, counts
 
     def __len__(self) -> int:
         return self.size
@@ -109,10 +112,15 @@ class Synthetic(Dataset):
         return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
 
     def caption(self, index: int) -> str:
-        """What the clip shows, with the colour that it grows into in a share `colours` of them."""
-        name, told = self.process(index), torch.rand((), generator=self._draw(index, "caption")) < self.colours
-        colour = colour_of(name, self.identity(index)) if told else ""
-        return SCENARIOS[name].caption + (colour and f", {colour}")
+        """What the clip shows, with the colour that it grows into in a share `colours` of them, and the number of petals
+        or leaves in a share `counts`."""
+        name, who = self.process(index), self.identity(index)
+        share = torch.rand(2, generator=self._draw(index, "caption"))
+        told = [
+            colour_of(name, who) if share[0] < self.colours else "",
+            SCENARIOS[name].counted(who) if share[1] < self.counts else "",
+        ]
+        return ", ".join([SCENARIOS[name].caption, *filter(None, told)])
 
     def clean_stage(self, index: int) -> Tensor:
         """(T,) strictly increasing progress at an uneven pace, from U(0, 0.15) to U(0.8, 1) or over `span`."""

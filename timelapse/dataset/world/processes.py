@@ -31,11 +31,18 @@ class Scenario:
     caption: str
     seconds: tuple[float, float]  # shortest and longest real duration
     hidden: str = ""  # the hue in `ranges` that a first frame does not show
+    counted: Callable[[dict], str] = lambda who: ""  # what of it can be counted late and not in a first frame
 
 
 PROCESSES: dict[str, Scenario] = {
-    "flower": Scenario(flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY), "petal_hue"),
-    "seedling": Scenario(seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY), "leaf_hue"),
+    "flower": Scenario(
+        flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY), "petal_hue",
+        lambda who: f"{who['petals']} petals",
+    ),
+    "seedling": Scenario(
+        seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY), "leaf_hue",
+        lambda who: f"{2 * (who['pairs'] + 1)} leaves",
+    ),
     "dough": Scenario(dough, DOUGH, "time-lapse of bread rising and baking", (1 * HOUR, 4 * HOUR)),
     "ice": Scenario(ice, ICE, "time-lapse of ice melting", (0.5 * HOUR, 3 * HOUR), "berry_hue"),
     "fruit": Scenario(fruit, FRUIT, "time-lapse of fruit ripening", (10 * DAY, 60 * DAY), "ripe_hue"),
