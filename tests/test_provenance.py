@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run, trained  # noqa: E402
 
-from timelapse import assets  # noqa: E402
+from timelapse import assets, parts  # noqa: E402
 from timelapse.finished import finished, mark_finished  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 
@@ -151,6 +152,18 @@ def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp
     (package / "cogvideox_tiny_vae.safetensors").write_bytes(b"of another recipe")
     with pytest.raises(ValueError, match="cogvideox_tiny_vae changed"):
         begun(run.folder, "stages=[sample]")
+
+
+def test_the_commit_of_somebody_elses_repository_is_not_ours(tmp_path, monkeypatch):
+    """As where a virtual environment lies inside the user's own checkout."""
+    git = lambda *typed: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *typed])
+    site = tmp_path / ".venv" / "site-packages" / "timelapse"
+    site.mkdir(parents=True)
+    (tmp_path / "theirs").write_text("x")
+    for typed in (["init", "-q"], ["add", "theirs"], ["commit", "-q", "-m", "theirs"]):
+        git(*typed)
+    monkeypatch.setattr(parts, "__file__", str(site / "parts.py"))
+    assert parts.commit() == "unknown"
 
 
 def test_the_commit_at_which_a_training_began_stays(tmp_path, monkeypatch):

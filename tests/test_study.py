@@ -125,6 +125,18 @@ def test_a_row_sampled_from_another_has_its_overrides_and_does_not_train():
         expand({"seeds": [0], "rows": {"b": {"sampled_from": "c", "overrides": []}}}, [])
 
 
+def test_two_rows_that_would_be_one_run_are_refused():
+    """What a run's directory does not tell apart: the second row would take the place of the first one's samples."""
+    rows = {"a": ["+experiment=x", "sample.frames=[0]"], "b": ["+experiment=x", "sample.frames=[8]"]}
+    with pytest.raises(ValueError, match="rows.b and study.rows.a would be one run.*name=b"):
+        expand({"seeds": [0, 1], "rows": rows}, [])
+    resampled = {"a": rows["a"], "b": {"sampled_from": "a", "overrides": ["sample.weights=raw"]}}
+    with pytest.raises(ValueError, match="would be one run"):
+        expand({"seeds": [0], "rows": resampled}, [])
+    for apart in ("name=b", "sampler.steps=9"):
+        assert len(expand({"seeds": [0, 1], "rows": {**rows, "b": [*rows["b"], apart]}}, [])) == 4
+
+
 def test_under_slurm_the_jobs_of_a_study_are_as_large_as_the_trainer_that_was_typed():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     from hydra import compose, initialize_config_dir

@@ -20,9 +20,9 @@ def test_a_wheel_carries_config_and_weights_and_runs_without_the_checkout(tmp_pa
     with zipfile.ZipFile(tmp_path / name) as wheel:
         wheel.extractall(tmp_path / "installed")
         inside = set(wheel.namelist())
-    here = lambda folder, kind: {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob(f"*.{kind}")}
-    assert {f"timelapse/{path}" for path in here("conf", "yaml")} <= inside
-    assert here("timelapse", "py") | here("timelapse/assets", "safetensors") | here("timelapse/assets", "json") <= inside
+    here = lambda pattern: {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
+    assert {f"timelapse/{path}" for path in here("conf/**/*.yaml")} <= inside
+    assert here("timelapse/**/*.py") | here("timelapse/assets/*.[sj]*") <= inside
     assert not [path for path in inside if path.startswith(("tests/", "experiments/", "conf/", "runs/", "cache/"))]
     away = tmp_path / "elsewhere"
     away.mkdir()

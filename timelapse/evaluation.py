@@ -16,7 +16,7 @@ from timelapse.atomic import write_json
 from timelapse.build import build_all
 from timelapse.dataset.fit import to_unit
 from timelapse.dataset.write import read_video
-from timelapse.metric.evaluate import describe, evaluate
+from timelapse.metric.evaluate import evaluate
 
 log = logging.getLogger("timelapse")
 
@@ -54,7 +54,7 @@ def evaluate_run(run: Any) -> float | None:
                     "higher_is_better": metric.higher_is_better,
                     "range": list(metric.range),
                     "what": (type(metric).__doc__ or "").strip(),
-                    "label": describe(name, metric),
+                    "network": metric.backbone,
                 }
                 for name, metric in metrics.items()
                 if name in numbers

@@ -395,4 +395,6 @@ def commit() -> str:
         return "unknown"
     here = Path(__file__).parent
     git = lambda *a: subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True).stdout.strip()
+    if git("rev-parse", "--show-prefix") != f"{here.name}/":  # installed below somebody else's repository
+        return "unknown"
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")

@@ -32,8 +32,8 @@ def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, 
 
     A later override of the same key takes the place of an earlier one: common, then the row's, then what was
     typed beside `+study=`. A row `{sampled_from: other, overrides: [...]}` is the other's training sampled in another
-    way: it has the other's overrides too, and every stage but `fit`. ValueError when a seed is typed, or a row has a
-    name that could not be a file name.
+    way: it has the other's overrides too, and every stage but `fit`. ValueError when a seed is typed, or two rows would
+    be one run.
     """
     typed = [o for o in typed if key_of(o).split(".")[0] not in OF_THE_STUDY]
     if any(key_of(o) == "seed" for o in typed):
@@ -53,7 +53,23 @@ def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, 
                 asked = chosen.get("stages", "stages=[sample,evaluate,report]").partition("=")[2].strip("[]")
                 chosen["stages"] = f"stages=[{','.join(s for s in asked.split(',') if s.strip() != 'fit')}]"
             jobs.append((row, int(seed), [*chosen.values(), f"seed={seed}"]))
+    check_apart(jobs)
     return jobs
+
+
+def check_apart(jobs: Sequence[tuple[str, int, list[str]]]) -> None:
+    """ValueError where two jobs would write one run directory: the second's samples would replace the first's."""
+    from timelapse.run import identity
+
+    taken: dict[tuple, str] = {}
+    for row, _, overrides in jobs:
+        named = {key_of(o): o for o in overrides if key_of(o) in ("experiment", "name", "paths.runs", "hydra.run.dir")}
+        place = (*sorted(named.values()), identity(overrides))
+        if (other := taken.setdefault(place, row)) != row:
+            raise ValueError(
+                f"study.rows.{row} and study.rows.{other} would be one run: they differ in nothing that is part of a "
+                f"run's directory (sample, trainer, stages and others are not); add name={row} to one of them"
+            )
 
 
 def sources(rows: dict[str, Any]) -> dict[str, str]:

@@ -68,9 +68,10 @@ def test_a_second_call_starts_anew_and_what_does_not_apply_is_left_out():
     assert set(numbers) == {"colour_drift", "colour_drift_n"} and set(clips) == {"colour_drift"}
 
 
-def test_consistency_is_never_read_alone():
-    with pytest.raises(ValueError, match="add morphing_degree"):
-        evaluate({"subject_consistency": SubjectConsistency(EfficientNetLite0(32))}, batches())
+@pytest.mark.parametrize("name", ["subject_consistency", "subject_consistency_min", "subject_consistency_first"])
+def test_consistency_is_never_read_alone(name):
+    with pytest.raises(ValueError, match=f"{name} is 1 for a static video.*add morphing_degree"):
+        evaluate({name: SubjectConsistency(EfficientNetLite0(32))}, batches())
 
 
 def test_every_file_of_the_group_builds_and_runs():

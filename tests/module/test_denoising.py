@@ -108,6 +108,21 @@ def test_a_loss_that_is_not_a_number_names_step_and_clips(tmp_path):
         fit(run)
 
 
+def test_a_held_out_loss_that_is_not_a_number_ends_the_training(tmp_path):
+    run = small_run(tmp_path, "train.steps=4", "train.validate_every=2", "train.checkpoint_every=1")
+    whole = run.module.prepare
+
+    def broken(batch, names):  # of validation clips, once something was trained
+        batch, condition = whole(batch, names)
+        if not run.module.training and run.module.global_step:
+            batch["latent"] = batch["latent"] * float("nan")
+        return batch, condition
+
+    run.module.prepare = broken
+    with pytest.raises(ValueError, match=r"held-out val/denoise\S* is no number at step 2; last good .*step000002"):
+        fit(run)
+
+
 def test_the_projector_never_reaches_the_sample(tmp_path):
     overrides = ("encoder=dinov3_tiny", "train.steps=2", "sample.weights=raw")
     run = small_run(tmp_path, *overrides, experiment="drepa_dinov3")

@@ -14,6 +14,7 @@ import torch
 from timelapse.callback.history import History
 from timelapse.dataset.write import write_video
 from timelapse.report import write_report
+from timelapse.study import study_page
 
 EVIL = "<script>alert('x')</script>"
 
@@ -30,6 +31,7 @@ def make_run(folder: Path, caption: str = "a rose", clips: int = 2, known: tuple
         (folder / f"samples/c.{i}.json").write_text(json.dumps(about))
         per_clip[f"c.{i}"] = {"subject_consistency": 0.9 + 0.02 * i, "morphing_degree": 0.4}
     metric = {"n": clips, "higher_is_better": True, "range": [0, 1], "what": "First.\n\nRest of it."}
+    metric["network"] = "NetOne"
     metrics = {"subject_consistency": {**metric, "value": 0.91}, "morphing_degree": {**metric, "value": 0.4}}
     (folder / "evaluation.json").write_text(
         json.dumps({"metrics": metrics, "per_clip": per_clip, "notes": ["A stands in for B."]})
@@ -109,6 +111,12 @@ def test_it_says_what_ran_and_how_to_run_it_again(tmp_path: Path):
     assert "EfficientNet-Lite0 stands in for DINOv3" in text and "A stands in for B." in text
     assert "training: drepa" in text and "held out: denoise" in text and "t = 999" in text
     assert "2 h" in text and "±" in text
+    assert "NetOne" in text  # that the metrics read
+
+
+def test_a_studys_page_says_what_stands_in_for_what(tmp_path: Path):
+    text = Seen(study_page([make_run(tmp_path / "a")], tmp_path / "out").read_text()).text
+    assert text.count("EfficientNet-Lite0 stands in for DINOv3") == 1 and text.count("A stands in for B.") == 1
 
 
 def test_a_run_without_samples_numbers_or_curves_says_so(tmp_path: Path):

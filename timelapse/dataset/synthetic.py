@@ -28,9 +28,9 @@ class Synthetic(Dataset):
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
     share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share
-    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow"); counts:
-    of those whose caption tells the number ("..., 8 petals"), drawn apart from it. Where a swap or cut is planted, both
-    are those of the first half.
+    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow").
+    counts: of those whose caption tells the number ("..., 8 petals"), drawn apart from it. Where a swap or cut is
+    planted, both are those of the first half.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -112,8 +112,8 @@ class Synthetic(Dataset):
         return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
 
     def caption(self, index: int) -> str:
-        """What the clip shows, with the colour that it grows into in a share `colours` of them, and the number of petals
-        or leaves in a share `counts`."""
+        """What the clip shows, with the colour that it grows into in a share `colours` of them, and the number of
+        petals or leaves in a share `counts`."""
         name, who = self.process(index), self.identity(index)
         share = torch.rand(2, generator=self._draw(index, "caption"))
         told = [

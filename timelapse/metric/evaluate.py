@@ -45,10 +45,11 @@ def evaluate(
 
 def check_together(names: Collection[str]) -> None:
     """ValueError for a choice of metrics that would mislead."""
-    if "subject_consistency" in names and "morphing_degree" not in names:
+    consistent = next((name for name in names if name.startswith("subject_consistency")), None)
+    if consistent and "morphing_degree" not in names:
         raise ValueError(
-            "metric subject_consistency is 1 for a static video and must not be read alone; "
-            "add morphing_degree, e.g. 'metric=[subject_consistency,morphing_degree]'"
+            f"metric {consistent} is 1 for a static video and must not be read alone; "
+            f"add morphing_degree, e.g. 'metric=[{consistent},morphing_degree]'"
         )
 
 

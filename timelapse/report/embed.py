@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from timelapse.dataset.write import FPS, read_video, write_video
 from timelapse.report.sheet import resize
@@ -23,7 +24,8 @@ def embed_videos(paths: Sequence[Path], most: float = 6.5e6) -> dict[Path, str]:
     smallest size gets."""
     shrunk: list[bytes] = []
     for step in LADDER:
-        shrunk = [path.read_bytes() if step is None else shrink(path, *step) for path in paths]
+        bar = tqdm(paths, desc=f"videos of the page{f', at {step[0]} pixels' if step else ''}", delay=2, leave=False)
+        shrunk = [path.read_bytes() if step is None else shrink(path, *step) for path in bar]
         if sum(map(len, shrunk)) <= most:
             break
     return {path: data_uri("video/mp4", data) for path, data in zip(paths, shrunk)}

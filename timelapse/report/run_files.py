@@ -42,7 +42,7 @@ class RunFiles:
     config: dict[str, Any]
     config_text: str
     command: str
-    metrics: dict[str, dict[str, Any]]  # name -> value, n, higher_is_better, range, what, label
+    metrics: dict[str, dict[str, Any]]  # name -> value, n, higher_is_better, range, what, network
     samples: list[Sample]
     curves: dict[str, Curve]  # column of metrics.csv -> its cells, without blanks
     skipped: list[tuple[str, str]]  # file, reason

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from timelapse.atomic import write
 from timelapse.dataset.write import FPS, read_video
@@ -161,7 +163,8 @@ def clips(run: RunFiles) -> list[Markup]:
         tag("b", "pink", class_="mark"),
         " and the caption, and made the rest of the clip, before and after it.",
     )
-    return [head, tag("p", *text), player(frames or 2, FPS), *[clip(s, uris, i < 2) for i, s in enumerate(shown)]]
+    bar = tqdm(shown, desc="clips of the page", delay=2, leave=False)
+    return [head, tag("p", *text), player(frames or 2, FPS), *[clip(s, uris, i < 2) for i, s in enumerate(bar)]]
 
 
 def clip(sample: Sample, uris: dict[Path, str], open_strip: bool) -> Markup:
@@ -238,7 +241,7 @@ def curves(run: RunFiles) -> list[Markup]:
 
 
 def metrics(run: RunFiles) -> list[Markup]:
-    """Every number with its direction, range, n, and what it measures."""
+    """Every number with the network it reads, its direction, range, n, and what it measures."""
     head = tag("h2", "Metrics")
     if not run.metrics:
         return [head, missing("No metrics yet: run the stage evaluate, e.g. stages=[evaluate,report].")]
@@ -250,7 +253,7 @@ def metrics(run: RunFiles) -> list[Markup]:
         spread, known = clip_spread(run, name), "higher_is_better" in m
         rows.append(
             [
-                tag("b", name.replace("_", " ")),
+                join([tag("b", name.replace("_", " ")), tag("div", m.get("network") or "", class_="soft")]),
                 number(m["value"]),
                 f"± {number(spread)}" if spread is not None else "",
                 *([number(m.get("truth"))] if measured else []),
@@ -270,8 +273,7 @@ def metrics(run: RunFiles) -> list[Markup]:
 def honesty(run: RunFiles) -> list[Markup]:
     """What stands in for what; which files were left out, and why."""
     parts = []
-    if run.notes:
-        parts += [tag("h2", "What stands in for what"), tag("ul", *[tag("li", n) for n in run.notes], class_="plain")]
+    parts += stand_ins(run.notes)
     if run.footage:
         names = list(dict.fromkeys(name for said in run.footage.values() for name in said if name != "split"))
         text = lambda x: ", ".join(f"{k}: {v}" for k, v in x.items()) if isinstance(x, dict) else "" if x is None else x
@@ -285,6 +287,12 @@ def honesty(run: RunFiles) -> list[Markup]:
             table(("file", "reason"), rows),
         ]
     return parts
+
+
+def stand_ins(notes: Sequence[str]) -> list[Markup]:
+    if not notes:
+        return []
+    return [tag("h2", "What stands in for what"), tag("ul", *[tag("li", n) for n in notes], class_="plain")]
 
 
 def reproduce(run: RunFiles) -> list[Markup]:

@@ -27,6 +27,7 @@ from timelapse.report.page import (
 )
 from timelapse.report.plots import scatter_plot
 from timelapse.report.run_files import Sample
+from timelapse.report.run_page import stand_ins
 from timelapse.report.study_table import (
     MD,
     SC,
@@ -85,6 +86,7 @@ def write_study(
         *paired(verdicts, rows, found),
         *side_by_side(rows),
         *failures(rows),
+        *stand_ins(list(dict.fromkeys(note for row in rows for run in row.runs.values() for note in run.notes))),
         tag("h2", "Make it again"),
         tag("pre", tag("code", command), class_="command") if command else None,
         fold(
