@@ -17,6 +17,7 @@ from transformers import T5EncoderModel, VideoMAEConfig, VideoMAEModel
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
+from timelapse.build import build as make  # noqa: E402
 from timelapse.cache import Store, cached, digest, empty_caption, fingerprint, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.encoder.videomae import VideoMAE  # noqa: E402
@@ -178,6 +179,10 @@ def test_a_full_cache_loads_no_published_text_encoder(tmp_path, monkeypatch):
         again = run_of()
         assert again.train_clips.folder == clips.folder and torch.equal(again.train_clips[1]["mean"], clips[1]["mean"])
         assert torch.equal(again.module.constant(""), empty)
+        again.module.materialise()
+        batch, known = collate([clips[0]]), torch.zeros(1, again.cfg.video.frames, dtype=torch.bool)
+        again.module.sample(batch, known.index_fill(1, torch.tensor([0]), True), make(again.cfg.sampler, steps=1))
+        assert "text" not in vars(again.model)  # sampling of what is cached does without it too
 
     for name in Store(clips.folder).names("empty-*"):  # damaged: made again, never used
         data = bytearray(Store(clips.folder).read(name))

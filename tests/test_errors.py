@@ -34,9 +34,13 @@ def test_one_line_names_what_was_meant_or_what_there_is(typed, said):
 
 def test_an_added_key_like_a_known_one_is_a_mistake_and_any_other_is_not():
     with pytest.raises(ValueError, match=r"did you mean \+experiment=drepa_vjepa\?"):
-        check_added(["+experimet=drepa_vjepa"], ["model", "loss", "experimet"])
-    fine = ["+experiment=x", "+loss.drepa.margin=1", "+study=y", "+mine=3", "model=x", "~loss"]
-    check_added(fine, ["model", "loss", "mine"])
+        check_added(["+experimet=drepa_vjepa"], {"model": {}, "loss": {}, "experimet": "drepa_vjepa"})
+    with pytest.raises(ValueError, match=r"did you mean \+\+train.steps=5\?"):
+        check_added(["++trian.steps=5"], {"train": {"steps": 3}, "trainer": {}, "trian": {"steps": 5}})
+    fine = ["+experiment=x", "+loss.drepa.margin=1", "+study=y", "+mine=3", "model=x", "~loss", "++train.steps=5"]
+    fine += ["++sample.count=3", "+train.own=1", "++seed=1", "++name=mine"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check_added(fine, compose("config", ["+mine=3", "+train.own=1", "loss=[drepa]", "encoder=vjepa_tiny"]))
 
 
 @pytest.mark.parametrize(

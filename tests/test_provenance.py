@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run, trained  # noqa: E402
@@ -96,6 +98,30 @@ def test_a_damaged_record_is_named_and_stops_no_sweep(tmp_path, package):
         begun(folder)
 
 
+def test_a_run_whose_config_says_something_else_now_is_not_finished(tmp_path, package):
+    """As after an edit in conf/, under the same command: the old numbers are not passed off as the new ones."""
+    folder = tmp_path / "run"
+    begun(folder)
+    mark_finished(folder, ["fit", "sample"])
+    now = lambda *typed: OmegaConf.to_container(begun(tmp_path / f"other{len(str(typed))}", *typed).cfg)
+    assert finished(folder, ["fit", "sample"], [], now())
+    for typed in ("loss.drepa.weight=0.9", "noise=mixed"):
+        assert not finished(folder, ["fit"], [], now(typed)) and not finished(folder, ["sample"], [], now(typed))
+    assert finished(folder, ["fit"], [], now("sampler.steps=7", "trainer=ddp", "train.workers=3"))
+    assert not finished(folder, ["sample"], [], now("sampler.steps=7"))
+
+
+def test_samples_of_a_checkpoint_that_was_trained_anew_are_not_finished(tmp_path):
+    source = trained(tmp_path / "it's")
+    (checkpoint,) = (source / "checkpoints").glob("step*.ckpt")
+    typed = ["ckpt='" + str(source).replace("'", "\\'") + "'"]  # as a study hands it to its jobs
+    (tmp_path / "run").mkdir()
+    mark_finished(tmp_path / "run", ["sample"], typed)
+    assert finished(tmp_path / "run", ["sample"], typed)
+    os.utime(checkpoint, ns=(1, checkpoint.stat().st_mtime_ns + 10**9))
+    assert not finished(tmp_path / "run", ["sample"], typed)
+
+
 def test_an_export_of_another_kind_is_not_finished(tmp_path):
     mark_finished(tmp_path, ["fit", "export"])
     assert finished(tmp_path, ["fit", "export"]) and not finished(tmp_path, ["export"], ["export.merge=true"])
@@ -138,6 +164,7 @@ def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp
     run.__dict__["module"] = SimpleNamespace(
         ship=lambda recipe: [assets.save("cogvideox_tiny_transformer", {"w": torch.ones(2)}, {"recipe": recipe})]
     )
+    monkeypatch.setattr(stages, "Run", lambda cfg, folder: run)
     monkeypatch.setattr(stages, "trained", lambda run, device: None)
     monkeypatch.setattr(stages.HydraConfig, "get", lambda: SimpleNamespace(overrides=SimpleNamespace(task=[])))
     mark_finished(run.folder, ["fit"])
@@ -146,7 +173,12 @@ def test_a_recipe_goes_on_after_it_shipped_over_the_weights_that_it_began_on(tmp
         stages.ship(run)
     begun(tmp_path / "run", "stages=[ship]")
     run.module.ship = whole
+    with monkeypatch.context() as patch:  # one process of several ships, as one exports
+        patch.setenv("RANK", "1")
+        stages.ship(run)
+        assert assets.load("cogvideox_tiny_transformer")[0]["w"].sum() == 0
     stages.ship(run)
+    assert assets.load("cogvideox_tiny_transformer")[0]["w"].sum() == 2
     assert finished(run.folder, ["fit"])
     begun(run.folder, "stages=[sample]")
     (package / "cogvideox_tiny_vae.safetensors").write_bytes(b"of another recipe")

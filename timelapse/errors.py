@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig
@@ -53,14 +55,17 @@ def choice(typed: str, options: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(options)}"
 
 
-def check_added(overrides: Iterable[str], keys: Iterable[str]) -> None:
+def check_added(overrides: Iterable[str], config: Mapping[str, Any]) -> None:
     """`+experimet=x` adds a key that nobody reads, which Hydra allows: ValueError where one like it is known.
 
-    keys: of the composed config, those that were added among them.
+    config: as composed, with what was added. `++seed=1` may add or not: what it names is taken as known.
     """
-    added = {o: o.lstrip("+").split("=")[0].split(".")[0].split("@")[0] for o in overrides if o.startswith("+")}
-    known = {*keys} - {*added.values()} | {path.stem for path in CONF.iterdir()}
-    for override, key in added.items():
+    added = {o: o.lstrip("+").split("=")[0].split("@")[0].split(".") for o in overrides if o.startswith("+")}
+    only = Counter(path[0] for path in added.values())  # a top-level key that has no more than this was added itself
+    more = lambda key: hasattr(config.get(key), "keys") and len(config[key]) > only[key]
+    typed = {path[0] for o, path in added.items() if (len(path) > 1 or not o.startswith("++")) and not more(path[0])}
+    known = {*config} - typed | {path.stem for path in CONF.iterdir()}
+    for override, (key, *_) in added.items():
         near = get_close_matches(key, known, n=1)
         if key not in known and near:
             meant = override.replace(key, near[0], 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,14 +16,43 @@ MARKER = "finished.json"
 ASKED = ("sample.", "input.", "ckpt=")  # overrides that make other samples in the same run directory
 EXPORTED = ("export.", "ckpt=")  # and those that make another export
 SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice of samples; the others to the run
+# Parts of a config that shape what is trained, and beside them what is sampled of it.
+SHAPED = ("model", "conditioning", "noise", "loss", "dataset", "encoder", "module", "video", "seed", "cache")
+SHOWN = ("sampler", "metric", "sample")
 
 
-def finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = ()) -> bool:
+def finished(
+    run_dir: Path, stages: Sequence[str], overrides: Sequence[str] = (), config: Mapping[str, Any] | None = None
+) -> bool:
     """Whether every one of these stages has ended well here, on the shipped weights of now, with the same samples
-    asked for."""
+    asked for. config: of now, resolved; where it is told, the files behind it must say what they said then, too."""
     marker = _read(Path(run_dir) / MARKER)
     same = asked(overrides) == marker["asked"] or not SAMPLED & set(stages)
+    same = same and (config is None or not changed(Path(run_dir), stages, config))
     return same and {*kinds(stages, overrides)} <= {*marker["stages"]} and not outdated(Path(run_dir), stages)
+
+
+def changed(run_dir: Path, stages: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Parts of the config that are not what these stages last ran with: a file in conf/ was edited since, say."""
+    own = run_dir / "config.yaml"
+    made = run_dir / "samples" / "config.yaml"
+    reads = [(own, SHAPED)] if {"fit", "cache"} & {*stages} else []
+    reads += [(made if made.exists() else own, (*SHAPED, *SHOWN))] if SAMPLED & {*stages} else []
+    differ: list[str] = []
+    for path, parts in reads:
+        if path.exists():  # a damaged one is the run's to tell
+            then = _as_read(path.read_text())
+            differ += [part for part in parts if then.get(part) != config.get(part)]
+    return differ
+
+
+def _as_read(text: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text)) or {}
+    except (ValueError, yaml.YAMLError):
+        return {}
 
 
 def outdated(run_dir: Path, stages: Sequence[str]) -> bool:
@@ -49,8 +79,19 @@ def mark_finished(run_dir: Path, stages: Sequence[str], overrides: Sequence[str]
 
 
 def asked(overrides: Sequence[str], of: tuple[str, ...] = ASKED) -> list[str]:
-    """Those overrides that say which samples are wanted."""
-    return sorted(o.lstrip("+") for o in overrides if o.lstrip("+").startswith(of))
+    """Those overrides that say which samples are wanted; a checkpoint with the moment when it was written."""
+    return sorted(o.lstrip("+") + written(o) for o in overrides if o.lstrip("+").startswith(of))
+
+
+def written(override: str) -> str:
+    """" at <nanoseconds>" of the newest checkpoint that `ckpt=` names: it may have been trained anew."""
+    key, _, value = override.lstrip("+").partition("=")
+    if key != "ckpt":
+        return ""
+    place = Path(value.strip("'\"").replace("\\'", "'").replace("\\\\", "\\"))
+    found = [*(place / "checkpoints").glob("step*.ckpt")] or [place]
+    times = [path.stat().st_mtime_ns for path in found if path.exists()]
+    return f" at {max(times)}" if times else ""
 
 
 def kinds(stages: Sequence[str], overrides: Sequence[str]) -> list[str]:

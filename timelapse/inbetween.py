@@ -108,7 +108,7 @@ def sample_between(run: Any) -> None:
             clips.append(on_device(run, batch, ends.expand(len(part), -1), sampler))
         return torch.cat(clips)
 
-    stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(Path(f).stem for f in files))
+    stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in "-".join(Path(f).stem for f in files))[:100]
     keys = [f"between-{stem}-n{n:02d}" for n in range(cfg.input.count)]
     for key in keys:
         video, places = chain(pictures, between, make, key, cfg.input.exact)

@@ -20,6 +20,8 @@ def check_input(cfg: Any) -> None:
         beside = [name for name in ("image", "camera") if cfg.input[name] is not None]
         if beside:
             raise ValueError(f"input.frames lead from picture to picture; leave out input.{' and input.'.join(beside)}")
+        if cfg.sampler.get("n_chunks", 1) > 1:
+            raise ValueError("input.frames: more chunks would go on behind the last picture; type sampler.n_chunks=1")
         check_frames(cfg.input.frames, cfg.input.between, cfg.video.frames)
     elif cfg.input.image is not None:
         images, frames = listed(cfg.input.image), listed(cfg.input.frame)

@@ -39,7 +39,8 @@ def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[flo
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     overrides = list(hydra.overrides.task)
-    if not finished(run_dir, OmegaConf.select(cfg, "stages", default=[]), overrides):
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if not finished(run_dir, config.get("stages") or [], overrides, config):
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / (f"job{task}.log" if (task := place()) else "job.log")
         log.info(f"log: {path}")

@@ -41,6 +41,7 @@ class Job:
     overrides: list[str]
     run_dir: Path
     result: JobReturn = field(repr=False)
+    config: dict = field(repr=False, default_factory=dict)  # the task's, resolved
     state: str = "waiting"
     error: str = ""
     slot: int = 0
@@ -125,16 +126,16 @@ class ProcessLauncher(Launcher):
                 config.hydra.runtime.output_dir = str(run_dir)
             hydra_config = OmegaConf.create({"hydra": OmegaConf.to_container(config.hydra, resolve=False)})
             task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            resolved = OmegaConf.to_container(task, resolve=True)
         finally:
             HydraConfig.instance().cfg = before
         said = OmegaConf.to_container(config.hydra.overrides.task)
         result = JobReturn(overrides=said, cfg=task, hydra_cfg=hydra_config, working_dir=os.getcwd())
         result.task_name = config.hydra.job.name
-        return Job(index, overrides, run_dir, result)
+        return Job(index, overrides, run_dir, result, resolved)
 
     def _start(self, job: Job) -> None:
-        stages = OmegaConf.select(job.result.cfg, "stages", default=[])
-        if self.skip_finished and finished(job.run_dir, stages, job.overrides):
+        if self.skip_finished and finished(job.run_dir, job.config.get("stages") or [], job.overrides, job.config):
             job.state = "skipped"
             self._succeed(job)
             return

@@ -22,7 +22,7 @@ from timelapse import assets
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
 from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
-from timelapse.finished import MARKER
+from timelapse.finished import MARKER, SHAPED
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
@@ -132,8 +132,7 @@ class Run:
         if path.exists():
             old = OmegaConf.to_container(OmegaConf.load(path))
             new = OmegaConf.to_container(self.cfg)
-            shaped = ("model", "conditioning", "loss", "dataset", "encoder", "module", "video", "seed", "cache")
-            changed = [k for k in shaped if differs(old.get(k), new.get(k))]
+            changed = [k for k in SHAPED if differs(old.get(k), new.get(k))]
             if changed and "fit" in self.cfg.stages:
                 raise ValueError(
                     f"{self.folder} holds a run with another {', '.join(changed)}; "

@@ -89,8 +89,9 @@ def sample_input(run: Any) -> None:
         video[0] = layout[0]
     caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
     name = "-".join(dict.fromkeys(Path(p).stem for p in images))
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-    keys = [f"input-{name}-f{'+'.join(map(str, frames))}-n{n:02d}".replace("+", "_") for n in range(cfg.input.count)]
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:100]
+    places = "_".join(map(str, frames))[:60]
+    keys = [f"input-{name}-f{places}-n{n:02d}" for n in range(cfg.input.count)]
     repeat = lambda x, n: None if x is None else x.expand(n, *x.shape)
     folder = run.out / "samples"
     for at in tqdm(range(0, len(keys), cfg.sample.batch_size), desc="sample", leave=False):

@@ -192,6 +192,9 @@ def export(run: Run) -> None:
 
 def ship(run: Run) -> None:
     """Write the weights of a pretrain recipe to timelapse/assets, with their numbers and how they were made."""
+    if rank() != 0:
+        return
+    run = Run(run.cfg, run.folder)  # whole in this process, as for an export
     trained(run, torch.device("cpu"))
     from timelapse import assets
     from timelapse.callback.history import read_rows

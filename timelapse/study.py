@@ -63,8 +63,8 @@ def check_apart(jobs: Sequence[tuple[str, int, list[str]]]) -> None:
 
     taken: dict[tuple, str] = {}
     for row, _, overrides in jobs:
-        named = {key_of(o): o for o in overrides if key_of(o) in ("experiment", "name", "paths.runs", "hydra.run.dir")}
-        place = (*sorted(named.values()), identity(overrides))
+        said = {key_of(o): o for o in overrides}
+        place = said.get("name", said.get("experiment")), said.get("paths.runs"), identity(overrides)
         if (other := taken.setdefault(place, row)) != row:
             raise ValueError(
                 f"study.rows.{row} and study.rows.{other} would be one run: they differ in nothing that is part of a "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 
 import torch
 
+from timelapse.atomic import write
 from timelapse.randomness import keyed
 
 log = logging.getLogger("timelapse")
@@ -45,7 +47,9 @@ def first_picture(
     scale = network.config.sample_size * pipeline.vae_scale_factor / min(height, width)
     size = {k: round(n * scale / step) * step for k, n in (("height", height), ("width", width))}
     picture = pipeline(prompt, generator=keyed(seed, "first picture", prompt), **size).images[0]
-    picture.save(path)
+    whole = io.BytesIO()
+    picture.save(whole, "PNG")
+    write(path, whole.getvalue())
     log.info(f"first picture by {source}: {path}")
     return str(path)
 

@@ -22,10 +22,15 @@ class Batch(TypedDict, total=False):
     video: Tensor  # (B,T,3,H,W) in [-1,1]
     seconds: Tensor  # (B,T) capture times, float64, first frame of the clip = 0
     latent: Tensor  # (B,t,c,h,w) scaled as the backbone wants it
+    mean: Tensor  # (B,t,c,h,w) and std: of the cached posterior, from which `latent` is drawn at each step
+    std: Tensor
+    first_mean: Tensor  # (B,1,c,h,w) and first_std: of the first frame encoded by itself
+    first_std: Tensor
     tokens: Tensor  # (B,L,D) text embedding
     feature: Tensor  # (B,N,D) frozen encoder features on the token grid, order (t,h,w), first latent frame dropped
     mask: Tensor  # (B,T,1,H,W) in [0,1], the subject; synthetic clips know it
     stage: Tensor  # (B,T) in [0,1], progress of the process; synthetic clips know it
+    draw: list[int]  # number of each clip in the stream of training; with `key` it keys the randomness of a step
     weight: list[float]  # of each clip in the held-out numbers: 1, or 0 for one that only keeps a process in step
 
 

@@ -191,3 +191,9 @@ def test_what_one_process_of_many_could_not_write_is_an_error_of_all(tmp_path, c
     assert isinstance(background.error, CheckpointException) and not any(tmp_path.iterdir())
     said = "step000002.ckpt was not written ([Errno 28] No space left on device); the one before it stays"
     assert said in caplog.text
+
+
+def test_a_copied_checkpoint_is_no_checkpoint_of_the_run(tmp_path):
+    for name in ("step000002.ckpt", "step000010.ckpt", "step000010 (copy).ckpt", "step.ckpt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert newest(tmp_path).name == "step000010.ckpt" and len(whole(tmp_path)) == 2

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import killed_at, small_run  # noqa: E402
 
+from timelapse.build import build  # noqa: E402
 from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.callback.samples import Samples  # noqa: E402
 from timelapse.stages import fit  # noqa: E402
 
 TYPED = ["train.sample_every=2", "train.accumulate=2", "train.batch_size=1", "train.validation_clips=1"]
@@ -26,6 +29,21 @@ def run_in(folder: Path, decoded: list[int]):
 
     run.model.codec.decode = noted
     return run
+
+
+def test_a_preview_leaves_frozen_parts_in_eval(tmp_path):
+    """A text encoder that is trained has no dropout, before and after."""
+    run = small_run(tmp_path, *TYPED, "module.train_text=true")
+    run.module.materialise()
+    callback = Samples(tmp_path / "previews", 1, run.validation_clips, 1, 0, build(run.cfg.sampler), {})
+    run.module.train()
+    run.module.text.eval()
+    modes = {part: part.training for part in run.module.modules()}
+    trainer = SimpleNamespace(
+        global_step=1, accumulate_grad_batches=1, is_global_zero=True, precision="32-true", loggers=[]
+    )
+    callback.on_train_batch_end(trainer, run.module, None, None, 0)
+    assert {part: part.training for part in run.module.modules()} == modes and not run.module.text.training
 
 
 def test_a_run_that_was_cut_samples_what_one_that_was_not_samples(tmp_path):

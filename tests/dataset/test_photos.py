@@ -88,6 +88,13 @@ def test_photographs_are_read_upright(tmp_path):
         assert height == 2 * width and upright[: height // 3].min() > 240 and upright[-height // 3 :].max() < 15
 
 
+def test_grey_of_16_bits_is_turned_upright(tmp_path):
+    exif = exif_of("2020:05:01 12:00:00", orientation=6)
+    Image.fromarray(np.full((20, 40), 9, np.uint16)).save(tmp_path / "a.png", exif=exif)
+    assert (probe(tmp_path / "a.png").width, probe(tmp_path / "a.png").height) == (20, 40)
+    assert read_photo(tmp_path / "a.png", 20, 20).shape == (40, 20, 3)
+
+
 def test_grey_of_16_bits_keeps_its_shades(tmp_path):
     Image.fromarray(np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)).save(tmp_path / "a.png")
     assert read_photo(tmp_path / "a.png", 2, 2)[..., 0].tolist() == [[0, 100], [200, 255]]

@@ -84,7 +84,7 @@ def test_tap_is_what_the_block_gives_in_order_of_time_height_width(model):
         output, hidden = backbone(zt, t, condition, taps=(2,))
         time = transformer.time_embedding(transformer.time_proj(t))
         patches = transformer.proj_out(transformer.norm_out(transformer.norm_final(hidden[2]), temb=time))
-    patches = patches.reshape(2, *model.grid(17, 32, 32), 4, 2, 2)
+    patches = patches.reshape(2, *model.grid_of((2, *model.latent_shape(17, 32, 32))), 4, 2, 2)
     for b, f, y, x in [(0, 0, 0, 0), (1, 4, 3, 1), (0, 2, 1, 3)]:
         assert torch.equal(patches[b, f, y, x], output[b, f, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2])
 
@@ -347,7 +347,7 @@ def test_paper_model_is_built_on_meta_without_a_hub():
     count = lambda trained: sum(p.numel() for p in backbone.parameters() if p.requires_grad == trained)
     assert round(count(False) / 1e9, 2) == 5.57  # published as "5B"
     assert count(True) == 42 * 4 * 2 * 128 * 3072  # LoRA rank 128 on four layers of each block
-    assert model.grid(49, 480, 720) == (13, 30, 45) and backbone.width == 3072
+    assert model.grid_of((1, *model.latent_shape(49, 480, 720))) == (13, 30, 45) and backbone.width == 3072
     assert not {"codec", "text"} & model.__dict__.keys()  # nothing else was built
 
 

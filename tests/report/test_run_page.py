@@ -78,6 +78,13 @@ def test_the_page_is_one_file_and_loads_nothing(tmp_path: Path):
     assert base64.b64decode(first) == (tmp_path / "samples/c.0.truth.mp4").read_bytes()
 
 
+def test_a_name_with_brackets_keeps_its_real_clip(tmp_path: Path):
+    folder = make_run(tmp_path, clips=1)
+    for path in (folder / "samples").iterdir():
+        path.rename(path.with_name(path.name.replace("c.0", "rose [dQw4]-00")))
+    assert Seen(write_report(folder).read_text()).tags.count("video") == 3
+
+
 def test_what_comes_from_outside_is_escaped(tmp_path: Path):
     html = write_report(make_run(tmp_path, caption=f'{EVIL}" onload="x')).read_text()
     seen = Seen(html)

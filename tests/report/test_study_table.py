@@ -10,6 +10,7 @@ import pytest
 
 from timelapse.report.run_files import RunFiles, Sample
 from timelapse.report.study_table import MD, SC, Finding, Row, difference, group_runs, judge, markdown, write_csv
+from timelapse.run import identity
 
 
 def run(metrics: dict[str, float], higher: bool | None = True, clips: dict[str, list[float]] | None = None) -> RunFiles:
@@ -123,3 +124,9 @@ def test_runs_that_differ_by_their_seed_share_a_row(tmp_path: Path):
     assert {r.name: sorted(r.runs) for r in group_runs(folders)} == {"x": [0, 1], "x loss-drepa_l1": [0], "y": [0]}
     with pytest.raises(ValueError, match="both x, seed 0"):
         group_runs([folders[0], folders[0]])
+    for folder, seed in zip(folders[:2], (0, 1)):  # a long name ends in a digest, which the seed is part of
+        typed = ["+experiment=x", f"seed={seed}", "stages=[fit]", *(f"module.{'long' * 9}_{i}=1" for i in range(4))]
+        (folder / "overrides.yaml").write_text("\n".join(f"- {o}" for o in typed))
+        folder.rename(folder.with_name(identity(typed)))
+    (both,) = group_runs([folder.with_name(path.name) for folder in folders[:1] for path in folder.parent.glob("mod*")])
+    assert sorted(both.runs) == [0, 1]

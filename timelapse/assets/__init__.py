@@ -11,12 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timelapse.atomic import write_json
+from timelapse.atomic import as_json, write_json, write_together
 
 if TYPE_CHECKING:  # launchers ask for digests before torch is needed
     from torch import Tensor
-
-from timelapse.atomic import as_json, write_together
 
 FOLDER = Path(__file__).parent
 RECORD = "assets.json"  # of a run: name -> digest

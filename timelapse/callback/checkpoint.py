@@ -154,8 +154,9 @@ def writer(trainer: L.Trainer) -> Any:
 
 def whole(folder: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = (path for path in folder.glob("step*.ckpt") if path.is_file() or is_sharded(path))
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step")))
+    steps = {path: path.stem.removeprefix("step") for path in folder.glob("step*.ckpt")}
+    found = (path for path, step in steps.items() if step.isdecimal() and (path.is_file() or is_sharded(path)))
+    return sorted(found, key=lambda path: int(steps[path]))
 
 
 def newest(folder: Path) -> Path | None:

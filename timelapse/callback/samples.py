@@ -44,11 +44,12 @@ class Samples(Callback):
         chosen = alike(self.clips, range(min(self.count, len(self.clips))), self.count)[0]
         batch = collate([self.clips[i] for i in chosen])
         known = given(self.known_frames, batch["video"].shape[1]).expand(len(batch["key"]), -1)
-        training, _ = module.training, module.eval()
+        modes, _ = {part: part.training for part in module.modules()}, module.eval()
         # On every rank: a sharded forward is collective. Of chunks in a row only the first, which has a truth.
         pieces = module.stream(batch, known, self.sampler, progress=trainer.is_global_zero, precision=trainer.precision)
         videos = next(pieces)
-        module.train(training)
+        for part, training in modes.items():  # frozen parts among them stay in eval
+            part.training = training
         if not trainer.is_global_zero:
             return
         out = self.folder / f"step{step:06d}"

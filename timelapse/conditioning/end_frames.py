@@ -15,8 +15,8 @@ class EndFrames:
 
     last: the last frame is known too, not only the first. noise_augmentation: std of the Gaussian noise on the picture
     that the VAE sees, pixels in [-1,1] (CLIP sees it clean); both ends get the same noise, as in the public code.
-    dropout: share of training clips told nothing (zero latent and token), which guidance needs when training from
-    scratch.
+    dropout: share of clips told nothing (zero latent and token), in training and in the held-out loss, which guidance
+    needs when training from scratch.
     """
 
     told = ([0], [0, -1])  # which frames may be known, together

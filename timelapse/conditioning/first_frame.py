@@ -16,8 +16,8 @@ class FirstFrame:
     Needs no pixels when the cache has the frame's moments (`first_mean`, `first_std`) and there is no image noise.
 
     image_noise: as in `Keyframes`. Other frames that the caller fixes (`known`) are told by the any-frame rule, so that
-    a network that never saw it can be measured on it; variance: of the noise around them. dropout: share of training
-    clips told nothing (nothing known, zero latents), for guidance by the image.
+    a network that never saw it can be measured on it; variance: of the noise around them. dropout: share of clips
+    told nothing (nothing known, zero latents), in training and in the held-out loss, for guidance by the image.
     """
 
     def __init__(

@@ -68,10 +68,11 @@ def read_photo(path: str | Path, height: int, width: int) -> np.ndarray:
             scale = 2 * max(height, width) / min(image.size)
             if scale < 0.5:  # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time
                 image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
-            if image.mode.startswith("I"):  # 16 bit grey: PIL would clip it at 255
-                grey = (np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bit grey: PIL would clip it at 255
+                grey = (np.asarray(upright, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.array(upright.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such photograph (any more)") from None
     except Exception as error:

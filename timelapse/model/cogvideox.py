@@ -159,10 +159,6 @@ class CogVideoX:
             raise ValueError(f"cogvideox: video.frames, height, width are {frames}, {height}, {width}; {wanted}")
         return shape
 
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(t,h,w) of the video tokens of such a clip, first latent frame included."""
-        return self.grid_of((1, *self.latent_shape(frames, height, width)))
-
     def grid_of(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t,h,w) of the video tokens of a latent of `shape` (B,t,c,h,w)."""
         p = self.numbers["transformer"]["patch_size"]

@@ -183,10 +183,6 @@ class ConsistI2V:
             )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(t,h,w) of the tokens of such a clip."""
-        return self.grid_of((1, *self.latent_shape(frames, height, width)))
-
     def grid_of(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """(t,h,w) of the tokens that alignment losses see, of a latent of `shape` (B,t,c,h,w)."""
         level = self._block(self.align["layer"])[0] if self.align else 0

@@ -136,10 +136,6 @@ class SVD:
             )
         return frames, vae["latent_channels"], height // spatial, width // spatial
 
-    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(t,h,w) of the latent."""
-        return self.grid_of((1, *self.latent_shape(frames, height, width)))
-
     def grid_of(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         return shape[1], shape[3], shape[4]
 

@@ -21,6 +21,7 @@ from timelapse.sampler.init import still
 from timelapse.types import Batch, Condition, Conditioning, Step
 
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
+MIXED |= {"bf16": torch.bfloat16, "16": torch.float16}  # and its short ones
 
 
 class Denoising(NormClipping, WeightAverage, L.LightningModule):
@@ -222,9 +223,14 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         if caption not in self.constants:
             with torch.autocast(self.device.type, enabled=False), torch.no_grad():  # as cached captions are
                 self.constants[caption] = self.tokens([caption])
-            self.model.text.to("cpu")
+            self.rest_text()
         self.constants[caption] = self.constants[caption].to(self.device)  # once: the cache's is in main memory
         return self.constants[caption]
+
+    def rest_text(self) -> None:
+        """The text encoder leaves the device; where all captions are cached it was never built, and is not now."""
+        if "text" in vars(self.model):
+            self.model.text.to("cpu")
 
     def drop_captions(self, batch: Batch, names: list[str]) -> Batch:
         """Tell a share of the clips the empty caption."""
@@ -305,7 +311,7 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
             batch["tokens"] = self.tokens(batch["caption"])
         negative = self.constant(negative_prompt).expand(len(names), -1, -1)
         if not self.train_text:  # at paper scale it takes as much memory as the network
-            self.model.text.to("cpu")
+            self.rest_text()
         condition = self.condition(batch, names, known=known.to(self.device))
         shape = tuple(condition.latent.shape[1:])
         video = batch["video"]

@@ -162,13 +162,9 @@ class NormClipping:
         for name, value in self.trainer.callback_metrics.items():
             if name.startswith("val/") and not value.isfinite():
                 raise ValueError(
-                    f"held-out {name} is no number at step {self.global_step}; {self._last_good()}; lower the learning "
-                    f"rate or look at the validation clips"
+                    f"held-out {name} is no number at step {self.global_step}: look at the validation clips, or lower "
+                    f"the learning rate and delete the checkpoint of this step, to go on from the one before it"
                 )
-
-    def _last_good(self) -> str:
-        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
-        return f"last good checkpoint: {last}"
 
     def _no_number(self, norm: str = "") -> str:
         """Names the clips of the processes whose own loss was none; of all of them where only gradients overflowed."""
@@ -177,9 +173,10 @@ class NormClipping:
             every = every * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(every, (bool(self.finite), self.clips))
         blamed = [clips for finite, clips in every if not finite] or [clips for _, clips in every]
+        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "") or "none yet"
         return (
-            f"loss is no number{norm} at step {self.global_step}, clips {', '.join(sum(blamed, []))}; "
-            f"{self._last_good()}; lower the learning rate or look at those clips"
+            f"loss is no number{norm} at step {self.global_step}, clips {', '.join(sum(blamed, []))}; last good "
+            f"checkpoint: {last}; lower the learning rate or look at those clips"
         )
 
 

@@ -230,10 +230,7 @@ class Reconstruction(NormClipping, L.LightningModule):
 
     def ship(self, recipe: str, name: str = "cogvideox_tiny_vae") -> Path:
         """Write the VAE to the shipped weights; recipe: the command that made it."""
-        measured = self.trainer.callback_metrics if self._trainer else {}  # none without a fit in this process
-        numbers = {k.removeprefix("val/"): round(float(v), 2) for k, v in measured.items() if k.startswith("val/")}
-        card = {"config": numbers_of(self.vae), "recipe": recipe, "numbers": numbers}
-        return assets.save(name, self.vae.state_dict(), card)
+        return assets.save(name, self.vae.state_dict(), {"config": numbers_of(self.vae), "recipe": recipe})
 
 
 def numbers_of(vae: nn.Module) -> dict[str, Any]:

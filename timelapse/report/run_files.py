@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import shlex
@@ -130,7 +131,8 @@ def read_samples(folder: Path, per_clip: dict[str, dict[str, float]]) -> list[Sa
     about = {path.stem: path for path in sorted(folder.glob("*.json"))}
     samples = []
     for key, path in about.items():
-        found = {p.name[len(key) + 1 : -4]: p for p in sorted(folder.glob(f"{key}.*.mp4")) if p.stem not in about}
+        beside = sorted(folder.glob(f"{glob.escape(key)}.*.mp4"))
+        found = {p.name[len(key) + 1 : -4]: p for p in beside if p.stem not in about}
         main = folder / f"{key}.mp4"
         videos = {name: found.pop(name) for name in ("truth", "given") if name in found}
         videos |= ({"sample": main} if main.exists() else {}) | found

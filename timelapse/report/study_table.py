@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
+import yaml
+
 from timelapse.report.page import ARROWS, number
 from timelapse.report.run_files import RunFiles, read_run
 
@@ -75,7 +77,7 @@ def group_runs(folders: Iterable[Path | str]) -> list[Row]:
     rows: dict[str, Row] = {}
     for folder in folders:
         run = read_run(folder)
-        rest = re.sub(r"(^|_)seed-\d+(?=_|$)", "", run.folder.name).strip("_")
+        rest = overrides(run.folder)
         name = run.name if rest in ("", "base") else f"{run.name} {rest}"
         seed = 0 if run.seed is None else int(run.seed)
         row = rows.setdefault(name, Row(name))
@@ -83,6 +85,16 @@ def group_runs(folders: Iterable[Path | str]) -> list[Row]:
             raise ValueError(f"{run.folder} and {row.runs[seed].folder} are both {name}, seed {seed}; give one of them")
         row.runs[seed] = run
     return list(rows.values())
+
+
+def overrides(folder: Path) -> str:
+    """What a run is told apart by, but for its seed; from its folder's name where it did not note what was typed."""
+    from timelapse.run import identity
+
+    if (folder / "overrides.yaml").exists():
+        typed = yaml.safe_load((folder / "overrides.yaml").read_text()) or []
+        return identity([o for o in typed if not str(o).startswith(("seed=", "name="))])
+    return re.sub(r"(^|_)seed-\d+(?=_|$)", "", folder.name).strip("_")
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
