@@ -188,18 +188,19 @@ def test_a_number_that_a_class_had_not_then_had_its_default():
     assert not differs({"m": part}, {"m": {**part, "stages": []}})  # it has no default
 
 
-def test_captions_tell_what_is_hidden_to_networks_that_learned_it():
-    told = lambda name: [resolved(f"+experiment={name}")["dataset"][what] for what in ("colours", "counts")]
-    assert told("drepa_vjepa") == told("pretrain_cogvideox") == [0.8, 0.8]
-    assert told("consisti2v") == told("pretrain_consisti2v") == told("svd_backward") == [0.0, 0.0]
+def test_captions_tell_colours_to_networks_that_learned_them():
+    colours = lambda *typed: resolved(*typed)["dataset"]["colours"]
+    assert colours("+experiment=drepa_vjepa") == colours("+experiment=pretrain_cogvideox") == 0.8
+    assert colours("+experiment=consisti2v") == colours("+experiment=pretrain_consisti2v") == 0.0
+    assert colours("+experiment=svd_backward") == 0.0
 
 
-def test_the_small_text_encoder_reads_whole_captions():
-    from timelapse.dataset.synthetic import Synthetic
-
-    data = Synthetic(300, colours=1.0, counts=1.0)
-    longest = max(len(data.caption(i).encode()) for i in range(data.size))
-    assert longest < resolved("+experiment=drepa_vjepa")["model"]["transformer"]["max_text_seq_length"]  # an end mark
+def test_the_world_is_narrower_for_the_small_cogvideox_alone():
+    ranges = lambda name: resolved(f"+experiment={name}")["dataset"]["ranges"]
+    assert ranges("drepa_vjepa") == ranges("finetune_only") == ranges("pretrain_cogvideox")
+    assert ranges("drepa_vjepa")["flower"]["petals"] == [5]
+    assert not any(ranges(name) for name in EXPERIMENTS if name.startswith("pretrain_") and "cogvideox" not in name)
+    assert not ranges("consisti2v") and not ranges("svd_backward")
 
 
 def test_a_slurm_job_is_as_large_as_its_trainer():

@@ -14,7 +14,7 @@ from timelapse.dataset.synthetic import Synthetic
 from timelapse.dataset.world import shape
 from timelapse.dataset.world.canvas import Canvas, hsv
 from timelapse.dataset.world.plants import FLOWER
-from timelapse.dataset.world.processes import PROCESSES, draw_identity, render
+from timelapse.dataset.world.processes import PROCESSES, draw_identity, render, stranger
 from timelapse.dataset.world.view import draw_views
 from timelapse.metric.camera import camera_path
 from timelapse.randomness import keyed
@@ -106,6 +106,7 @@ def test_a_caption_tells_the_colour_that_the_first_frame_hides():
         name, who = data.process(i), data.identity(i)
         plain, _, colour = data.caption(i).partition(", ")
         assert plain == Synthetic(size=300).caption(i) == PROCESSES[name].caption
+        assert len(data.caption(i).encode()) < 40  # with its end mark what the small text encoder reads
         if colour == "white":
             assert who["white"]
         elif colour:
@@ -117,22 +118,35 @@ def test_a_caption_tells_the_colour_that_the_first_frame_hides():
     assert torch.equal(one["video"], other["video"]) and one["caption"] != other["caption"]
 
 
-def test_a_caption_tells_how_many_petals_or_leaves_there_will_be():
-    """The number is drawn apart from the colour and is the painted one."""
-    names = ["flower", "seedling", "candle"]
-    data = Synthetic(size=300, processes=names, colours=0.8, counts=0.6)
-    both = told = 0
-    for i in range(data.size):
-        name, who = data.process(i), data.identity(i)
-        _, *parts = data.caption(i).split(", ")
-        counted = [p for p in parts if p[0].isdigit()]
-        if name == "flower" and counted:
-            assert counted == [f"{who['petals']} petals"] and who["petals"] in FLOWER["petals"]
-        if name == "seedling" and counted:
-            assert counted == [f"{2 * (who['pairs'] + 1)} leaves"]  # pairs up the stem and one at its top
-        assert name != "candle" or not parts
-        told, both = told + bool(counted), both + (len(parts) == 2)
-    assert abs(told / 200 - 0.6) < 0.08 and abs(both / 200 - 0.6 * 0.8) < 0.08
+def test_narrower_ranges_narrow_what_they_name_and_nothing_else():
+    """A clip's other numbers are those of the whole world, also where another subject is planted."""
+    ranges = {"flower": {"petals": [5, 8], "size": [0.5, 0.52]}, "tea": {"scene": [0]}}
+    wide, narrow = (Synthetic(size=60, processes=["flower", "tea"], ranges=r) for r in (None, ranges))
+    for i in range(60):
+        whole, some = wide.identity(i), narrow.identity(i)
+        assert {k for k in whole if whole[k] != some[k]} <= {*ranges[narrow.process(i)]}
+    flowers = [narrow.identity(i) for i in range(0, 60, 2)]
+    assert {who["petals"] for who in flowers} == {5, 8} and all(0.5 <= who["size"] <= 0.52 for who in flowers)
+    assert {wide.identity(i)["petals"] for i in range(0, 60, 2)} == set(FLOWER["petals"])
+    stage = torch.tensor([0.9])
+    other = stranger("flower", flowers[0], 0.9, keyed("other"), {"petals": [8]})
+    assert other["petals"] == 8 and render("flower", other, stage, 8, 8)[0].shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"flour": {"petals": [5]}}, "ranges.flour: there are the processes flower, seedling"),
+        ({"flower": {"petal": [5]}}, "ranges.flower.petal: there are light, hue, .*petals"),
+        ({"flower": {"petals": [4]}}, r"petals=\[4\]: expected some of \[5, 6, 7, 8, 11\]"),
+        ({"flower": {"size": [0.1, 0.5]}}, r"expected an interval within \[0.46, 0.62\]"),
+        ({"flower": {"size": [0.5]}}, "expected an interval"),
+        ({"flower": {"petals": []}}, "expected some of"),
+    ],
+)
+def test_ranges_that_the_world_has_not_are_refused(ranges, said):
+    with pytest.raises(ValueError, match=said):
+        Synthetic(ranges=ranges)
 
 
 def test_edges_are_anti_aliased():

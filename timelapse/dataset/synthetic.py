@@ -4,7 +4,7 @@ truth is known, the proving ground of metrics."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timelapse.dataset.failures import FAILURES, flicker, freeze, splice, zigzag
-from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, colour_of, draw_identity, render, stranger
+from timelapse.dataset.world.processes import PROCESSES, SCENARIOS, colour_of, draw_identity, narrowed, render, stranger
 from timelapse.dataset.world.view import MARGIN, draw_views, seen
 from timelapse.randomness import keyed
 
@@ -28,9 +28,9 @@ class Synthetic(Dataset):
     processes: names to take of `SCENARIOS`, None for the ten. failure: one of `FAILURES`, planted into every clip, or
     None. camera: share of clips over which a camera pans or zooms; the others have one at rest. span: least and largest
     share of its process that a clip shows, from any moment on, as footage does; None: nearly all of it. colours: share
-    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow").
-    counts: of those whose caption tells the number ("..., 8 petals"), drawn apart from it. Where a swap or cut is
-    planted, both are those of the first half.
+    of clips whose caption tells the colour that a first frame hides ("time-lapse of a flower blooming, yellow"); where
+    a swap or cut is planted, that of the first half. ranges: process -> name -> narrower choice or interval of what its
+    clips' identities are drawn from, e.g. {flower: {petals: [5]}}; None: all there is.
     split: any word, e.g. train or val; different splits never share a clip.
 
     Item: video (T,3,H,W) float32 in [-1,1]; mask (T,1,H,W) in [0,1], the subject; stage (T,) in [0,1], increasing
@@ -50,7 +50,7 @@ class Synthetic(Dataset):
         camera: float = 0.0,
         span: Sequence[float] | None = None,
         colours: float = 0.0,
-        counts: float = 0.0,
+        ranges: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     ):
         self.names = tuple(processes or PROCESSES)
         for name in self.names:
@@ -71,16 +71,15 @@ class Synthetic(Dataset):
         self.size, self.frames, self.height, self.width = size, frames, height, width
         if not 0 <= camera <= 1:
             raise ValueError(f"synthetic: dataset.camera={camera} is a share of clips, 0..1, e.g. 0.5")
-        for told, share in (("colours", colours), ("counts", counts)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"synthetic: dataset.{told}={share} is a share of captions, 0..1, e.g. 0.8")
+        if not 0 <= colours <= 1:
+            raise ValueError(f"synthetic: dataset.colours={colours} is a share of captions, 0..1, e.g. 0.8")
         if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1] <= 1):
             raise ValueError(
                 f"synthetic: dataset.span={list(span)} is the least and largest share of a process that a clip shows, "
                 f"0..1, e.g. [0.3,0.6]"
             )
         self.seed, self.failure, self.split, self.camera, self.span = seed, failure, split, camera, span
-        self.colours, self.counts = colours, counts
+        self.colours, self.ranges = colours, narrowed(ranges)
 
     def __len__(self) -> int:
         return self.size
@@ -109,18 +108,15 @@ class Synthetic(Dataset):
         """Ground truth of a clip: its process by number (`process`, in the order of SCENARIOS) and all that was
         drawn for it, e.g. `petal_hue`; the names differ between processes."""
         name = self.process(index)
-        return {"process": list(SCENARIOS).index(name)} | draw_identity(name, self._draw(index, "identity"))
+        return {"process": list(SCENARIOS).index(name)} | draw_identity(
+            name, self._draw(index, "identity"), self.ranges.get(name)
+        )
 
     def caption(self, index: int) -> str:
-        """What the clip shows, with the colour that it grows into in a share `colours` of them, and the number of
-        petals or leaves in a share `counts`."""
-        name, who = self.process(index), self.identity(index)
-        share = torch.rand(2, generator=self._draw(index, "caption"))
-        told = [
-            colour_of(name, who) if share[0] < self.colours else "",
-            SCENARIOS[name].counted(who) if share[1] < self.counts else "",
-        ]
-        return ", ".join([SCENARIOS[name].caption, *filter(None, told)])
+        """What the clip shows, with the colour that it grows into in a share `colours` of them."""
+        name, told = self.process(index), torch.rand((), generator=self._draw(index, "caption")) < self.colours
+        colour = colour_of(name, self.identity(index)) if told else ""
+        return SCENARIOS[name].caption + (colour and f", {colour}")
 
     def clean_stage(self, index: int) -> Tensor:
         """(T,) strictly increasing progress at an uneven pace, from U(0, 0.15) to U(0.8, 1) or over `span`."""
@@ -153,11 +149,12 @@ class Synthetic(Dataset):
         if self.failure in ("swap", "cut"):
             draw = self._draw(index, self.failure)
             if self.failure == "swap":
-                other, other_who = name, stranger(name, who, stage[self.frames // 2].item(), draw)
+                half, other = stage[self.frames // 2].item(), name
+                other_who = stranger(name, who, half, draw, self.ranges.get(name))
             else:
                 others = [p for p in PROCESSES if p != name]
                 other = others[int(torch.randint(len(others), (), generator=draw))]
-                other_who = draw_identity(other, draw)
+                other_who = draw_identity(other, draw, self.ranges.get(other))
             other_video, other_mask = render(other, other_who, stage, *size)
             video, mask = splice(video, other_video), splice(mask, other_mask)
         if views is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +31,11 @@ class Scenario:
     caption: str
     seconds: tuple[float, float]  # shortest and longest real duration
     hidden: str = ""  # the hue in `ranges` that a first frame does not show
-    counted: Callable[[dict], str] = lambda who: ""  # what of it can be counted late and not in a first frame
 
 
 PROCESSES: dict[str, Scenario] = {
-    "flower": Scenario(
-        flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY), "petal_hue",
-        lambda who: f"{who['petals']} petals",
-    ),
-    "seedling": Scenario(
-        seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY), "leaf_hue",
-        lambda who: f"{2 * (who['pairs'] + 1)} leaves",
-    ),
+    "flower": Scenario(flower, FLOWER, "time-lapse of a flower blooming", (1 * DAY, 6 * DAY), "petal_hue"),
+    "seedling": Scenario(seedling, SEEDLING, "time-lapse of a seedling growing", (5 * DAY, 20 * DAY), "leaf_hue"),
     "dough": Scenario(dough, DOUGH, "time-lapse of bread rising and baking", (1 * HOUR, 4 * HOUR)),
     "ice": Scenario(ice, ICE, "time-lapse of ice melting", (0.5 * HOUR, 3 * HOUR), "berry_hue"),
     "fruit": Scenario(fruit, FRUIT, "time-lapse of fruit ripening", (10 * DAY, 60 * DAY), "ripe_hue"),
@@ -64,9 +57,10 @@ MOTIONS: dict[str, Scenario] = {
 SCENARIOS = PROCESSES | MOTIONS
 
 
-def draw_identity(process: str, generator: torch.Generator) -> dict[str, float]:
-    """What makes one clip's subject and place its own: a number for every range of the process."""
-    ranges = PLACE | SCENARIOS[process].ranges | {"own": (0, 2**31)}
+def draw_identity(process: str, generator: torch.Generator, narrower: Ranges | None = None) -> dict[str, float]:
+    """What makes one clip's subject and place its own: a number for every range of the process, or the narrower one.
+    What is not narrowed is drawn as it would be without."""
+    ranges = PLACE | SCENARIOS[process].ranges | (narrower or {}) | {"own": (0, 2**31)}
     drawn = torch.rand(len(ranges), generator=generator, dtype=torch.float64).tolist()
     who: dict[str, float] = {}
     for (name, allowed), u in zip(ranges.items(), drawn):
@@ -103,10 +97,37 @@ def render(process: str, who: dict[str, float], stage: Tensor, height: int, widt
     return (2 * video - 1).contiguous(), canvas.mask.clamp(0, 1).expand(frames, -1, -1)[:, None].contiguous()
 
 
-def stranger(process: str, who: dict[str, float], stage: float, generator: torch.Generator) -> dict[str, float]:
+def narrowed(ranges: Mapping[str, Mapping[str, Sequence[float]]] | None) -> dict[str, Ranges]:
+    """Process -> name -> what it may be, of the kind that the process has: an interval or a choice. ValueError where
+    there is no such process or name, or it does not lie within what the process has."""
+    made: dict[str, Ranges] = {}
+    for process, names in (ranges or {}).items():
+        if process not in SCENARIOS:
+            raise ValueError(f"synthetic: dataset.ranges.{process}: there are the processes {', '.join(SCENARIOS)}")
+        own = PLACE | SCENARIOS[process].ranges
+        for name, allowed in names.items():
+            if name not in own:
+                raise ValueError(f"synthetic: dataset.ranges.{process}.{name}: there are {', '.join(own)}")
+            wide, choice = own[name], isinstance(own[name], list)
+            if choice:
+                fits = allowed and set(allowed) <= set(wide)
+            else:
+                fits = len(allowed) == 2 and wide[0] <= allowed[0] <= allowed[1] <= wide[1]
+            if not fits:
+                what = "some of" if choice else "an interval within"
+                raise ValueError(
+                    f"synthetic: dataset.ranges.{process}.{name}={list(allowed)}: expected {what} {list(wide)}"
+                )
+            made.setdefault(process, {})[name] = list(allowed) if choice else tuple(allowed)
+    return made
+
+
+def stranger(
+    process: str, who: dict[str, float], stage: float, generator: torch.Generator, narrower: Ranges | None = None
+) -> dict[str, float]:
     """Another subject in the same place: of a few draws, the one that looks least like `who` at this stage."""
     place = {name: who[name] for name in (*PLACE, "scene") if name in who}
     at = torch.tensor([stage])
     picture = render(process, who, at, 32, 32)[0]
-    others = [draw_identity(process, generator) | place for _ in range(8)]
+    others = [draw_identity(process, generator, narrower) | place for _ in range(8)]
     return max(others, key=lambda other: (render(process, other, at, 32, 32)[0] - picture).abs().mean().item())
