@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
 from timelapse.build import build as make  # noqa: E402
-from timelapse.cache import Store, cached, digest, empty_caption, fingerprint, rank, share  # noqa: E402
+from timelapse.cache import Store, cached, digest, empty_caption, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.encoder.videomae import VideoMAE  # noqa: E402
+from timelapse.fingerprint import bare, code, fingerprint  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
 
@@ -196,6 +197,19 @@ def test_a_full_cache_loads_no_published_text_encoder(tmp_path, monkeypatch):
     state = load_file(file)
     save_file({name: value * 1.01 for name, value in state.items()}, file, metadata={"format": "pt"})
     assert run_of().train_clips.folder != clips.folder
+
+
+def test_the_code_that_makes_what_is_kept_is_part_of_the_key(run, tmp_path, monkeypatch):
+    """A comment or a docstring changes nothing of it; another crop does, and another version of a library."""
+    source = '"""Doc."""\n\ndef f(x):\n    """Of x."""\n    return x + 1\n'
+    assert bare(source) == bare(source.replace("Doc.", "Other.").replace("    return", "    # why\n    return"))
+    assert bare(source) != bare(source.replace("+ 1", "+ 2"))
+    before = build(run, tmp_path).folder
+    assert build(run, tmp_path).folder == before
+    monkeypatch.setattr("timelapse.fingerprint.version", lambda name: "99.0")
+    code.cache_clear()
+    assert build(run, tmp_path).folder != before
+    code.cache_clear()
 
 
 def test_a_fingerprint_is_of_every_bit_whatever_the_type():

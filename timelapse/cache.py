@@ -31,36 +31,15 @@ from tqdm import tqdm
 
 from timelapse.atomic import write
 from timelapse.dataset.module import alike, collate
+from timelapse.fingerprint import code, fingerprint
 
 VERSION = 1  # raise when the meaning of a stored number changes
 WRITE_DOWN = 60.0  # seconds between two writes of a part: a kill loses no more, and those who wait see a sign of life
 PATIENCE = 3600.0  # seconds without such a sign until those who wait give up
-PLAIN = (bool, int, float, str, tuple)  # numbers and choices, not what was built from them
-UNTOLD = {"training", "name", "stands_for", "name_or_path"}  # where a module is, not what it computes
 READERS = 8  # files at a time that are checked
 AGAIN = 300.0  # seconds that training waits for a clip that another process found damaged too and makes again
 
 log = logging.getLogger("timelapse")
-
-
-def fingerprint(module: nn.Module | None, without: str = "?") -> str:
-    """Digest of a module's weights, bit by bit, and of the numbers that it and its parts hold (a picture's size, tiles,
-    groups of a norm): the same on every device and for any number of threads. Names say nothing of what it computes.
-
-    without: names that begin so are left out.
-    """
-    if module is None:
-        return "none"
-    whole = blake2b(digest_size=8)
-    for name, value in sorted({**module.state_dict(), **dict(module.named_buffers(recurse=False))}.items()):
-        if not name.startswith(without):
-            whole.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    for name, part in module.named_modules():
-        if not f"{name}.".startswith(without):
-            held = {k: v for k, v in vars(part).items() if isinstance(v, PLAIN) and k not in UNTOLD and k[0] != "_"}
-            whole.update(f"{name}{sorted(held.items())}".encode())
-    return whole.hexdigest()
 
 
 class Cached(Dataset):
@@ -201,6 +180,7 @@ def cached(
     """
     parts = {
         "version": VERSION,
+        "code": code(),
         "spec": spec,
         "files": getattr(dataset, "fingerprint", lambda: "")(),
         "codec": fingerprint(model.codec, without="vae.decoder."),  # another decoder leaves the latents as they are
