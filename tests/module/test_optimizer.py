@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from copy import deepcopy
 from types import SimpleNamespace
@@ -23,6 +24,17 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.blocks[1](self.blocks[0](self.first(x)).mT).square().mean()
+
+
+class Wide(nn.Module):
+    """A layer that takes 64 numbers, for `train`."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.flatten(1)[:, :24].repeat(1, 3)[:, :64]).square().mean()
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
@@ -151,6 +163,27 @@ def test_moments_are_counted_as_they_are(kind):
 def test_moments_in_8_bits_have_codes_scales_and_a_table():
     """As measured of torchao 0.18: two of 9344 bytes for a matrix of 64 x 128, float32 for its 128 biases."""
     assert moments_of("adamw8bit", [nn.Linear(64, 128)]) == 2 * 9344 + 8 * 128
+
+
+@pytest.mark.slow  # it compiles its step
+def test_adamw_in_8_bits_keeps_what_was_counted_and_resumes_exactly():
+    pytest.importorskip("torchao")
+    step = lambda net, opt, at: train(Wide(net), opt, range(at, at + 1))
+    net = nn.Linear(64, 128)
+    optimizer = optimizer_of("adamw8bit", [net], 0.01)
+    step(net, optimizer, 0)
+    plain = lambda x: [x.codes, x.scale, x.qmap] if hasattr(x, "codes") else [x]
+    sizes = lambda x: sum(part.numel() * part.element_size() for part in plain(x))
+    kept = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
+    assert moments_of("adamw8bit", [net]) == sum(map(sizes, kept))
+    again = deepcopy(net)
+    other = optimizer_of("adamw8bit", [again], 0.01)
+    torch.save(optimizer.state_dict(), file := io.BytesIO())
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    step(net, optimizer, 1)
+    step(again, other, 1)
+    assert torch.equal(net.weight, again.weight)
 
 
 def test_embedding_tables_inside_of_blocks_are_no_matrices():
