@@ -16,11 +16,12 @@ from small import small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.checkpoint import read  # noqa: E402
+from timelapse.dataset.write import read_video  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
 from timelapse.report.run_page import short_weights  # noqa: E402
-from timelapse.stages import export, fit, restore, sample  # noqa: E402
+from timelapse.stages import evaluate, export, fit, restore, sample  # noqa: E402
 
 QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
 
@@ -145,6 +146,30 @@ def test_samples_say_which_weights_made_them(trained, tmp_path, caplog):
     assert short_weights(delta, tmp_path) == delta
     assert short_weights(str(newest(trained / "checkpoints")), trained) == "step000002"
     assert short_weights("runs/photo.ckpt", trained) == "runs/photo.ckpt"
+
+
+def test_beside_its_samples_a_run_shows_what_the_network_made_before_its_training(tmp_path):
+    """On the same noise, and measured too: it is what the same command makes without a fit."""
+    small_run(tmp_path / "start").model.export(tmp_path / "pipeline")
+    typed = [f"model.weights={tmp_path}/pipeline", "metric=[flicker]", "sampler.steps=1", "sample.count=2", *QUICK]
+    typed += ["train.learning_rate=1e-2"]
+    run = small_run(tmp_path / "run", *typed, "sample.before=true")
+    fit(run)
+    plain = small_run(tmp_path / "plain", *typed, "stages=[sample,evaluate]", "sample.before=true")
+    for each in (run, plain):
+        sample(each)
+        evaluate(each)
+    files = sorted((tmp_path / "plain" / "samples").glob("synthetic*[0-9].mkv"))
+    assert len(files) == 2 and not [*(tmp_path / "plain" / "samples").glob("*.before.*")]  # nothing was trained there
+    for file in files:
+        then, now = (tmp_path / "run" / "samples" / f"{file.stem}{kind}.mkv" for kind in (".before", ""))
+        assert torch.equal(read_video(then), read_video(file)) and not torch.equal(read_video(now), read_video(file))
+    made, alone = (read_run(tmp_path / name).metrics["flicker"] for name in ("run", "plain"))
+    assert made["before"] == alone["value"] != made["value"] and alone["before"] is None
+    page = write_report(tmp_path / "run").read_text()
+    assert page.count(">before finetuning<") == 3 and "from the same noise" in page  # two clips and a column
+    sample(small_run(tmp_path / "random", *QUICK, "sampler.steps=1", "stages=[sample]", f"ckpt={tmp_path}/run"))
+    assert not [*(tmp_path / "random" / "samples").glob("*.before.*")]  # model.weights=null: there is nothing to show
 
 
 def hydra_knows(folder: Path, *typed: str) -> None:

@@ -37,7 +37,10 @@ def evaluate_run(run: Any) -> float | None:
                 net.to(run.device)
     bar = tqdm(clips(folder, list(chosen)), total=len(chosen), desc="evaluate", leave=False)
     numbers, per_clip = evaluate(metrics, bar, alone=True)
-    real: dict[str, float] = {}  # what SC and MD of the real clips are, where there are any
+    real, before = {}, {}  # of the real clips, and of what the network made before its training, where there are any
+    if all((folder / f"{key}.before.mkv").exists() for key in chosen):
+        bar = tqdm(clips(folder, list(chosen), ".before"), total=len(chosen), desc="evaluate before", leave=False)
+        before, _ = evaluate(metrics, bar, alone=True)
     if any((folder / f"{key}.truth.mkv").exists() for key in chosen):
         bar = tqdm(truths(folder, list(chosen)), total=len(chosen), desc="evaluate the real clips", leave=False)
         real, _ = evaluate(metrics, bar, alone=True)
@@ -50,6 +53,7 @@ def evaluate_run(run: Any) -> float | None:
                 name: {
                     "value": numbers[name],
                     "truth": real.get(name),
+                    "before": before.get(name),
                     "n": n[name],
                     "higher_is_better": metric.higher_is_better,
                     "range": list(metric.range),
@@ -85,11 +89,11 @@ def truths(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
             yield {"video": to_unit(read_video(path))[None]}
 
 
-def clips(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
-    """One clip a batch: video, truth or the given frames, known (B,T)."""
+def clips(folder: Path, keys: list[str], made: str = "") -> Iterator[dict[str, Tensor]]:
+    """One clip a batch: video, truth or the given frames, known (B,T). made: ".before" for those before training."""
     for key in keys:
         about = json.loads((folder / f"{key}.json").read_text())
-        video = to_unit(read_video(folder / f"{key}.mkv"))[None]
+        video = to_unit(read_video(folder / f"{key}{made}.mkv"))[None]
         known = torch.zeros(1, video.shape[1], dtype=torch.bool)
         known[0, about["known"]] = True
         batch = {"video": video, "known": known}

@@ -29,6 +29,7 @@ from timelapse.model.weights import is_hub
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
+UNTRAINED = "weights before finetuning"  # what samples say that no training came before
 
 
 class Run:
@@ -328,17 +329,25 @@ class Run:
         """More notes for the page of own pictures."""
         write_json(self.out / "notes.json", {"skipped": [], "notes": [*self.stand_ins(), *said]})
 
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Part of the model -> where its weights come from; "" for all of them."""
+        weights = self.cfg.model.get("weights")
+        return dict(weights) if isinstance(weights, DictConfig) else {"": weights}
+
+    @property
+    def random_parts(self) -> list[str]:
+        """Those that start from random weights."""
+        return [part for part, source in self.sources.items() if source is None]
+
     def stand_ins(self) -> list[str]:
         """What stands in for what, a sentence each; of metrics' networks the evaluation says it."""
         notes, model, encoder = [], self.cfg.model, self.cfg.encoder
         if self.network and "weights" in model:
-            parts = isinstance(model.weights, DictConfig)
-            sources = model.weights if parts else {"": model.weights}
-            random = [part for part, source in sources.items() if source is None]
-            if random:
-                which = f" in {', '.join(random)}" if parts else ""
+            if self.random_parts:
+                which = f" in {', '.join(self.random_parts)}" if any(self.random_parts) else ""
                 notes.append(f"{class_of(model).__name__} starts from random weights{which}.")
-            elif model.get("stands_for") and not any(map(is_hub, sources.values())):
+            elif model.get("stands_for") and not any(map(is_hub, self.sources.values())):
                 notes.append(f"{model.name} stands in for {model.stands_for}.")
         if encoder.get("stands_for") and asked(self.cfg.module, ["losses"]) and self.aligned:
             notes.append(f"{encoder.name} stands in for {encoder.stands_for}.")

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from timelapse.atomic import write_json
@@ -21,6 +22,7 @@ from timelapse.cache import rank as launched_rank
 from timelapse.dataset.module import alike, collate, shapes_of
 from timelapse.dataset.write import VideoFile, write_video
 from timelapse.input import given, listed
+from timelapse.parts import UNTRAINED
 
 log = logging.getLogger("timelapse")
 
@@ -28,13 +30,15 @@ log = logging.getLogger("timelapse")
 def sample_clips(run: Any) -> None:
     """The first `sample.count` validation clips, each from the frame(s) that `sample.frames` gives in turn.
 
-    After a fit on several processes each makes its share; a sharded network needs them all for every batch.
+    After a fit on several processes each makes its share; a sharded network needs them all for every batch. With
+    `sample.before` also what the network made before its training, on the same noise, as <key>.before.
     """
     cfg, clips = run.cfg, run.validation_clips
     count = min(cfg.sample.count, len(clips))
     if count < cfg.sample.count:
         log.warning(f"only {count} validation clips, {cfg.sample.count} asked for")
     sampler, shapes = build(cfg.sampler), shapes_of(clips)
+    untrained = before_training(run)
     lengths = [shapes[i][0] if shapes else cfg.video.frames for i in range(count)]
     frames = listed(cfg.sample.frames)
     masks = [given(frames[i % len(frames)], lengths[i]) for i in range(count)]
@@ -48,8 +52,24 @@ def sample_clips(run: Any) -> None:
         length = write_pieces(folder, mine, stream(run, batch, known, sampler))
         for b, key in enumerate(mine):
             save_sample(folder, key, length, batch, b, known[b], run, truth=batch["video"][b])
+        if untrained is not None:
+            write_pieces(folder, [f"{key}.before" for key in mine], stream(untrained, batch, known, sampler))
         kept = max(0, kept - len(part))
     keep_only(run.out / "samples", clip_keys(clips)[:count])
+
+
+def before_training(run: Any) -> Any | None:
+    """The run with the weights that its training started from, beside those it has now; None where nobody asks for
+    them, nothing was trained, it started from random ones, or they are sharded."""
+    started = run.network and not run.random_parts and run.weights not in ("", UNTRAINED)
+    if not run.cfg.sample.before or not started or any(isinstance(p, DTensor) for p in run.module.parameters()):
+        return None
+    before = type(run)(run.cfg, run.folder)
+    before.module.materialise(averaged=False)
+    before.module.constants |= run.module.constants
+    before.module.to(run.device)
+    before.model.codec.to(run.device)
+    return before
 
 
 def process() -> tuple[int, int]:

@@ -17,7 +17,7 @@ from timelapse.build import build, build_all, frozen
 from timelapse.cache import rank
 from timelapse.finished import SAMPLED, mark_finished
 from timelapse.input import listed
-from timelapse.parts import Run
+from timelapse.parts import UNTRAINED, Run
 from timelapse.randomness import keyed_seed
 
 log = logging.getLogger("timelapse")
@@ -244,7 +244,7 @@ def restore(run: Run, device: torch.device | None = None) -> None:
     fitted = module.backbone is not None and "fit" in run.cfg.stages
     if run.checkpoint is None:
         delta = (run.cfg.model.get("reverse") or {}).get("delta")
-        run.weights = f"model.reverse.delta={delta} on model.weights" if delta else "weights before finetuning"
+        run.weights = f"model.reverse.delta={delta} on model.weights" if delta else UNTRAINED
         beside = [path.parent for path in sorted(run.folder.parent.glob("*/checkpoints")) if newest(path)]
         hint = f"; trained runs beside it: {', '.join(f'ckpt={path}' for path in beside[:3])}" if beside else ""
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {run.weights}{hint}")

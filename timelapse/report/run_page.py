@@ -38,7 +38,7 @@ from timelapse.report.sheet import contact_sheet_image
 
 SC, MD = "subject_consistency", "morphing_degree"
 MOST_CLIPS = 16
-LABELS = {"truth": "real clip", "sample": "sample", "given": "given"}
+LABELS = {"truth": "real clip", "sample": "sample", "given": "given", "before": "before finetuning"}
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -245,7 +245,9 @@ def metrics(run: RunFiles) -> list[Markup]:
     head = tag("h2", "Metrics")
     if not run.metrics:
         return [head, missing("No metrics yet: run the stage evaluate, e.g. stages=[evaluate,report].")]
-    rows, measured = [], any(m.get("truth") is not None for m in run.metrics.values())
+    besides = {"before": "before finetuning", "truth": "real clips"}
+    besides = {k: title for k, title in besides.items() if any(m.get(k) is not None for m in run.metrics.values())}
+    rows = []
     for name, m in run.metrics.items():
         first, _, rest = str(m.get("what") or "").partition("\n\n")
         what = join([" ".join(first.split()), fold("more", tag("p", " ".join(rest.split()))) if rest else None])
@@ -256,7 +258,7 @@ def metrics(run: RunFiles) -> list[Markup]:
                 join([tag("b", name.replace("_", " ")), tag("div", m.get("network") or "", class_="soft")]),
                 number(m["value"]),
                 f"± {number(spread)}" if spread is not None else "",
-                *([number(m.get("truth"))] if measured else []),
+                *(number(m.get(k)) for k in besides),
                 DIRECTIONS[m["higher_is_better"]] if known else "",
                 "" if low is None else f"{low:g} … {high:g}",
                 m.get("n") or "",
@@ -264,10 +266,12 @@ def metrics(run: RunFiles) -> list[Markup]:
             ]
         )
     text = "Mean over clips, ± standard deviation over clips."
-    text += " What the real clips have says what to expect." if measured else ""
-    real, right = (("real clips",), ("n",)) if measured else ((), ())
-    columns = ("metric", "value", "spread", *real, "direction", "range", "n", "what it measures")
-    return [head, tag("p", text), table(columns, rows, ("fixed", "n", "n", *right, "fixed", "n", "n", "wide"))]
+    text += " What the real clips have says what to expect." if "truth" in besides else ""
+    if "before" in besides:
+        text += " Before finetuning: by the weights that training began on, from the same noise."
+    columns = ("metric", "value", "spread", *besides.values(), "direction", "range", "n", "what it measures")
+    kinds = ("fixed", "n", "n", *["n"] * len(besides), "fixed", "n", "n", "wide")
+    return [head, tag("p", text), table(columns, rows, kinds)]
 
 
 def honesty(run: RunFiles) -> list[Markup]:
