@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from timelapse.callback.history import History
 from timelapse.dataset.write import write_video
@@ -119,6 +121,19 @@ def test_it_says_what_ran_and_how_to_run_it_again(tmp_path: Path):
     assert "training: drepa" in text and "held out: denoise" in text and "t = 999" in text
     assert "2 h" in text and "±" in text
     assert "NetOne" in text  # that the metrics read
+
+
+def test_previews_are_a_strip_a_step(tmp_path: Path):
+    ramp = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+    folder = make_run(tmp_path)
+    assert "While training" not in write_report(folder).read_text()
+    for step in range(100, 1300, 100):
+        (folder / f"training_samples/step{step:06d}").mkdir(parents=True)
+        write_video(folder / f"training_samples/step{step:06d}/c.0.mp4", ramp)
+    html = write_report(folder).read_text()
+    strip = re.search(r'src="data:image/webp;base64,([^"]+)" alt="film strips by step"', html)[1]
+    height = Image.open(io.BytesIO(base64.b64decode(strip))).height
+    assert "While training" in html and height == 8 * (72 + 18 + 4) + 4  # eight of the twelve
 
 
 def test_a_studys_page_says_what_stands_in_for_what(tmp_path: Path):

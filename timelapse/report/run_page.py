@@ -34,7 +34,7 @@ from timelapse.report.page import (
 )
 from timelapse.report.plots import line_plot
 from timelapse.report.run_files import RunFiles, Sample, read_run
-from timelapse.report.sheet import contact_sheet_image
+from timelapse.report.sheet import contact_sheet_image, pick
 
 SC, MD = "subject_consistency", "morphing_degree"
 MOST_CLIPS = 16
@@ -53,6 +53,7 @@ def write_report(run_dir: Path | str) -> Path:
         headline(run),
         *clips(run),
         *curves(run),
+        *previews(run),
         *metrics(run),
         *honesty(run),
         *reproduce(run),
@@ -238,6 +239,22 @@ def curves(run: RunFiles) -> list[Markup]:
     )
     said = [tag("p", text)] if held_out else []
     return [head, *said, tag("div", *[tag("div", Markup(svg)) for svg in plots], class_="plots")]
+
+
+def previews(run: RunFiles) -> list[Markup]:
+    """One clip as it was sampled while training: a strip a step, at most eight of them."""
+    steps = {int(path.name[4:]): path for path in sorted((run.folder / "training_samples").glob("step[0-9]*"))}
+    keys = [{clip.name for clip in path.glob("*.mp4")} for path in steps.values()]
+    if not (common := sorted(set.intersection(*keys)) if keys else []):
+        return []
+    chosen = [list(steps)[i] for i in pick(len(steps), 8)]
+    strip = contact_sheet_image(
+        [steps[step] / common[0] for step in chosen], [f"step {step}" for step in chosen], height=72
+    )
+    uri = image_uri(torch.from_numpy(strip.copy()).permute(2, 0, 1))
+    text = f"{Path(common[0]).stem}, sampled from the same noise each time."
+    picture = tag("div", tag("img", src=uri, alt="film strips by step"), class_="strip")
+    return [tag("h2", "While training"), tag("p", text), picture]
 
 
 def metrics(run: RunFiles) -> list[Markup]:
