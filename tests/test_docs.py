@@ -1,5 +1,6 @@
 """The guides work as they are written."""
 
+import json
 import re
 import sys
 import tomllib
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import SMALL  # noqa: E402
@@ -15,7 +17,9 @@ import timelapse.loss  # noqa: E402
 import timelapse.model  # noqa: E402
 from timelapse.build import frozen  # noqa: E402
 from timelapse.callback.history import read_rows  # noqa: E402
+from timelapse.dataset.__main__ import main as dataset_main  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
+from timelapse.dataset.write import write_video  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.plan import check_memory, count  # noqa: E402
 from timelapse.run import CONF  # noqa: E402
@@ -85,6 +89,33 @@ def test_the_backbone_of_the_guide_is_planned_trained_and_sampled(tmp_path, monk
     assert len(list((tmp_path / "samples").glob("*.mkv"))) == 2  # and its truth
     export(run)
     assert (tmp_path / "export" / "config.json").exists()
+
+
+def test_the_footage_of_the_guide_is_read(tmp_path, monkeypatch, capsys):
+    """Its manifest, beside the files that it names, is looked at and read as the guide says."""
+    guide, footage = ROOT / "timelapse" / "dataset" / "README.md", tmp_path / "DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
+    monkeypatch.chdir(tmp_path)
+    (footage / "g").mkdir(parents=True)
+    manifest = blocks(guide, "json")[0]
+    (footage / "manifest.jsonl").write_text(manifest)
+    ramp = torch.linspace(-1, 1, 80).view(80, 1, 1, 1).expand(80, 3, 64, 64)
+    write_video(footage / "rose.mp4", ramp, fps=2.5)  # 32 seconds, of which the manifest takes 2 to 31.5
+    rows = [json.loads(line) for line in manifest.splitlines()]
+    frames = next(row["frames"] for row in rows if "frames" in row)
+    for name in frames:
+        Image.new("RGB", (64, 64)).save(footage / name)
+    (look,) = [code for code in blocks(guide, "") if code.startswith("python -m timelapse.dataset")]
+    monkeypatch.setattr(sys, "argv", ["timelapse.dataset", *look.split()[3:]])
+    assert dataset_main() == 1  # these two rows leave nothing to validate on
+    said = capsys.readouterr()
+    assert "skipped garden: too short: 2 frames" in said.out and "no val clip" in said.err
+    names: dict = {}
+    exec(blocks(guide, "python")[0], names)
+    clips = names["clips"]
+    assert len(clips) and clips[0]["video"].shape == (17, 3, 64, 64)
+    assert {clip.source.caption for clip in clips.clips} == {"a rose opens"}
+    assert (clips[0]["seconds"].diff() > 0).all() and clips.summary()["clips"] == len(clips)
 
 
 def test_every_link_of_the_guides_leads_somewhere():
