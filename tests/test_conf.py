@@ -196,11 +196,14 @@ def test_captions_tell_colours_to_networks_that_learned_them():
 
 
 def test_the_world_is_narrower_for_the_small_cogvideox_alone():
-    ranges = lambda name: resolved(f"+experiment={name}")["dataset"]["ranges"]
-    assert ranges("drepa_vjepa") == ranges("finetune_only") == ranges("pretrain_cogvideox")
-    assert ranges("drepa_vjepa")["flower"]["petals"] == [5]
-    assert not any(ranges(name) for name in EXPERIMENTS if name.startswith("pretrain_") and "cogvideox" not in name)
-    assert not ranges("consisti2v") and not ranges("svd_backward")
+    ranges = lambda name, *typed: resolved(f"+experiment={name}", *typed)["dataset"].get("ranges")
+    anyframe = {"drepa_vjepa", "drepa_dinov3", "drepa_videomae", "finetune_only", "repa", "trd", "crepa"}
+    for name in EXPERIMENTS:
+        narrow = name in anyframe | {"pretrain_cogvideox"}
+        assert bool(ranges(name)) == narrow and (not narrow or ranges(name)["flower"]["petals"] == [5]), name
+    assert not ranges("drepa_vjepa", "synthetic.ranges=null")
+    paper = resolved("+experiment=drepa_vjepa", "scale=paper", "dataset.root=d")
+    assert not paper["synthetic"]["ranges"] and paper["train"]["learning_rate"] == 1e-4
 
 
 def test_a_slurm_job_is_as_large_as_its_trainer():
