@@ -34,11 +34,11 @@ from timelapse.report.page import (
 )
 from timelapse.report.plots import line_plot
 from timelapse.report.run_files import RunFiles, Sample, read_run
-from timelapse.report.sheet import contact_sheet_image, pick
+from timelapse.report.sheet import VARIANTS, contact_sheet_image, pick
 
 SC, MD = "subject_consistency", "morphing_degree"
 MOST_CLIPS = 16
-LABELS = {"truth": "real clip", "sample": "sample", "given": "given", "before": "before finetuning"}
+LABELS = {"truth": "real clip", "sample": "sample", "given": "given", **VARIANTS}
 
 
 def write_report(run_dir: Path | str) -> Path:

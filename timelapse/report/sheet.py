@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from timelapse.dataset.write import read_video, to_uint8
 
 GIVEN = (214, 36, 110)  # outlines a frame that the network was given
+VARIANTS = {"before": "before finetuning"}  # samples beside a run's own, by the middle of their files' names
 Clip = Tensor | Path  # (T,3,H,W) in [-1,1] or uint8, or a video file
 
 
@@ -143,6 +144,7 @@ def run_sheet(
                 if name in told and i:
                     continue  # the same for all
                 videos.append(video)
-                said.append(told.get(name, made))
+                variant = "" if name == "sample" else f", {VARIANTS.get(name, name)}"
+                said.append(told.get(name, made + variant))
                 known.append(sample.known)
     return contact_sheet(videos, path, said, known, height=height)
