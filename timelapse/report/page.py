@@ -77,6 +77,11 @@ def image_tile(label: str, uri: str, note: str = "", class_: str | None = None) 
     return tag("figure", caption, tag("img", src=uri, alt=f"{label} {note}"), class_=class_)
 
 
+def tiles_class(count: int) -> str:
+    """Of a row of so many tiles: four stand side by side, more are small."""
+    return "tiles many" if count > 4 else "tiles four" if count == 4 else "tiles"
+
+
 def timeline(frames: int, known: Sequence[int]) -> Markup:
     """A cell a frame, the given ones filled; the script outlines the one that is shown."""
     cells = [tag("i", class_="given" if frame in known else None) for frame in range(frames)]

@@ -22,6 +22,7 @@ from timelapse.report.page import (
     player,
     table,
     tag,
+    tiles_class,
     timeline,
     video_tile,
 )
@@ -234,7 +235,7 @@ def compared(clip: Sample, by_method: dict[str, Sample], uris: dict[Path, str]) 
         "section",
         tag("h3", clip.caption or clip.key),
         tag("p", f"{given_text(clip.known, clip.frames)} · {clip.key}", class_="soft"),
-        tag("div", *tiles, class_="tiles many" if len(tiles) > 4 else "tiles"),
+        tag("div", *tiles, class_=tiles_class(len(tiles))),
         timeline(clip.frames, clip.known),
         class_="clip",
         data_known=",".join(map(str, clip.known)),
