@@ -26,7 +26,7 @@ LOSS, WEIGHT, MEAN = 1e-4, 2e-3, 2e-5
 
 # Clipping that bites, an average of weights, dREPA's projector.
 COMMON = ["train.steps=6", "train.clip_norm=0.1", "train.warmup=0", "encoder=dinov3_tiny"]
-COMMON += ["train.checkpoint_every=3", "train.validate_every=3"]
+COMMON += ["train.checkpoint_every=3", "train.validate_every=3", "train.learning_rate=3e-4", "train.cooldown=0"]
 COMMON += ["train.validation_clips=5"]  # 4 and 1, or two and one of 2 a process: neither batches nor clips are as many
 LORA = "model.lora={rank: 2, alpha: 2, targets: [to_q, to_v]}"
 TRAINERS = {"cpu": (1, 4), "ddp": (2, 2), "fsdp": (2, 2)}  # processes, clips of each

@@ -195,7 +195,7 @@ def test_consistency_alone_is_refused_before_the_fit_and_not_after_it(tmp_path, 
     with pytest.raises(ValueError, match=r"add morphing_degree, e.g. 'metric=\[subject_consistency"):
         check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency]", *when.split())
     check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency,morphing_degree]", *when.split())
-    check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency]", "stages=[fit]")  # nobody measures
+    check(tmp_path, "+experiment=finetune_only", "metric=[subject_consistency]", "stages=[fit]", "train.sample_every=0")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +328,7 @@ def test_what_is_asked_of_one_photograph_otherwise_or_of_another_network_does_no
         ("video.frames=abc", "video.frames=abc; type a whole number of 1 or more"),
         ("sample.frames=abc", r"sample.frames \['abc'\] is outside the clip of 17 frames; use 0\.\.16"),
         ("sample.frames=[]", r"sample.frames \[\] is outside"),
+        ("sample.before=maybe", "sample.before=maybe; type true or false"),
         ("seed=abc", "seed=abc; type a whole number of 0 or more"),
         ("seed=-1", "seed=-1; type a whole number of 0 or more"),
         ("seed=true", "seed=True; type"),

@@ -38,6 +38,8 @@ def check_ranges(cfg: Any) -> None:
         value = cfg.train[name]
         if not (isinstance(value, (int, float)) and right(value) or value is None and name in NULL):
             raise ValueError(f"train.{name}={value}; type {said}")
+    if not isinstance(cfg.sample.before, bool):
+        raise ValueError(f"sample.before={cfg.sample.before}; type true or false")
     if not re.fullmatch("[0-9]+", str(cfg.seed)):
         raise ValueError(f"seed={cfg.seed}; type a whole number of 0 or more")
     check_devices(cfg.trainer.devices, cfg.trainer.num_nodes)
