@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
-from torch import nn
 from torch.utils.data import Dataset
 from transformers import T5EncoderModel, VideoMAEConfig, VideoMAEModel
 
@@ -21,7 +20,7 @@ from timelapse.build import build as make  # noqa: E402
 from timelapse.cache import Store, cached, digest, empty_caption, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.encoder.videomae import VideoMAE  # noqa: E402
-from timelapse.fingerprint import bare, code, fingerprint  # noqa: E402
+from timelapse.fingerprint import code, fingerprint  # noqa: E402
 from timelapse.randomness import keyed_each  # noqa: E402
 
 
@@ -200,31 +199,12 @@ def test_a_full_cache_loads_no_published_text_encoder(tmp_path, monkeypatch):
 
 
 def test_the_code_that_makes_what_is_kept_is_part_of_the_key(run, tmp_path, monkeypatch):
-    """A comment or a docstring changes nothing of it; another crop does, and another version of a library."""
-    source = '"""Doc."""\n\ndef f(x):\n    """Of x."""\n    return x + 1\n'
-    assert bare(source) == bare(source.replace("Doc.", "Other.").replace("    return", "    # why\n    return"))
-    assert bare(source) != bare(source.replace("+ 1", "+ 2"))
     before = build(run, tmp_path).folder
     assert build(run, tmp_path).folder == before
     monkeypatch.setattr("timelapse.fingerprint.version", lambda name: "99.0")
     code.cache_clear()
     assert build(run, tmp_path).folder != before
     code.cache_clear()
-
-
-def test_a_fingerprint_is_of_every_bit_whatever_the_type():
-    held = nn.Module()
-    kinds = [torch.float32, torch.bfloat16, torch.uint8, torch.bool]
-    for n, kind in enumerate(kinds):
-        held.register_buffer(f"x{n}", (torch.arange(6) % 4).to(kind).view(2, 3).mT)
-    held.register_buffer("number", torch.tensor(3))
-    seen = {fingerprint(held)}
-    for n in range(len(kinds)):  # the same numbers in another order
-        held.get_buffer(f"x{n}")[:2] = held.get_buffer(f"x{n}")[:2].flip(0).clone()
-        seen.add(fingerprint(held))
-    held.number += 1
-    assert len(seen | {fingerprint(held)}) == len(kinds) + 2
-    assert fingerprint(held, without="x") == fingerprint(held, without="x") != fingerprint(held)
 
 
 def test_training_says_at_once_that_it_waits_for_a_damaged_clip_and_not_for_an_hour(run, tmp_path, caplog):

@@ -1,9 +1,10 @@
-"""Which stages of a run have ended well: a marker in its directory, so that sweeps skip them."""
+"""Which stages of a run have ended well, and whether its config still says what it said: sweeps skip what is done."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,27 @@ def changed(run_dir: Path, stages: Sequence[str], config: Mapping[str, Any]) -> 
             then = _as_read(path.read_text())
             differ += [part for part in parts if then.get(part) != config.get(part)]
     return differ
+
+
+def differs(old: Any, new: Any) -> bool:
+    """Whether a part of a config was changed; a number that its class did not know then had the class's default."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old != new
+    if "_target_" not in new and old.keys() != new.keys():
+        return True
+    then = {k: default(new["_target_"], k, new[k]) for k in new.keys() - old.keys()} | old
+    return any(differs(then[k], new[k]) for k in new)
+
+
+def default(target: str, name: str, otherwise: Any) -> Any:
+    """Of a number of a class, as a config would have it; `otherwise` where it has none."""
+    from hydra.utils import get_object
+
+    try:
+        value = signature(get_object(target)).parameters[name].default
+    except (KeyError, ImportError, ValueError):
+        return otherwise
+    return otherwise if value is Parameter.empty else list(value) if isinstance(value, tuple) else value
 
 
 def _as_read(text: str) -> dict[str, Any]:

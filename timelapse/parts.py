@@ -10,19 +10,17 @@ import shutil
 import subprocess
 from functools import cached_property
 from hashlib import blake2b
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse import assets
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
 from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
-from timelapse.finished import MARKER, SHAPED
+from timelapse.finished import MARKER, SHAPED, differs
 from timelapse.input import check_input, check_known, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
@@ -376,25 +374,6 @@ class Run:
                 )
             return path
         return newest(self.folder / "checkpoints")
-
-
-def differs(old: Any, new: Any) -> bool:
-    """Whether a part of a config was changed; a number that its class did not know then had the class's default."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return old != new
-    if "_target_" not in new and old.keys() != new.keys():
-        return True
-    then = {k: default(new["_target_"], k, new[k]) for k in new.keys() - old.keys()} | old
-    return any(differs(then[k], new[k]) for k in new)
-
-
-def default(target: str, name: str, otherwise: Any) -> Any:
-    """Of a number of a class, as a config would have it; `otherwise` where it has none."""
-    try:
-        value = signature(get_object(target)).parameters[name].default
-    except (KeyError, ImportError, ValueError):
-        return otherwise
-    return otherwise if value is Parameter.empty else list(value) if isinstance(value, tuple) else value
 
 
 def commit() -> str:
