@@ -168,6 +168,8 @@ def test_beside_its_samples_a_run_shows_what_the_network_made_before_its_trainin
     assert made["before"] == alone["value"] != made["value"] and alone["before"] is None
     page = write_report(tmp_path / "run").read_text()
     assert page.count(">before finetuning<") == 3 and "from the same noise" in page  # two clips and a column
+    sample(small_run(tmp_path / "run", *typed, "stages=[sample]", "sample.before=false"))
+    assert not [*(tmp_path / "run" / "samples").glob("*.before.*")]  # what nobody asks for any more is gone
     sample(small_run(tmp_path / "random", *QUICK, "sampler.steps=1", "stages=[sample]", f"ckpt={tmp_path}/run"))
     assert not [*(tmp_path / "random" / "samples").glob("*.before.*")]  # model.weights=null: there is nothing to show
 

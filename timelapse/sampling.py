@@ -56,6 +56,8 @@ def sample_clips(run: Any) -> None:
             write_pieces(folder, [f"{key}.before" for key in mine], stream(untrained, batch, known, sampler))
         kept = max(0, kept - len(part))
     keep_only(run.out / "samples", clip_keys(clips)[:count])
+    for path in [*(run.out / "samples").glob("*.before.*")] if untrained is None and rank == 0 else ():
+        path.unlink()  # of an earlier choice
 
 
 def before_training(run: Any) -> Any | None:
