@@ -11,8 +11,9 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from timelapse.build import build, build_all, frozen
+from timelapse.identity import identity
 from timelapse.parts import differs
-from timelapse.run import CONF, identity
+from timelapse.run import CONF
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 

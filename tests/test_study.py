@@ -159,8 +159,8 @@ def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
+    from timelapse.identity import identity
     from timelapse.report.study_table import Finding
-    from timelapse.run import identity
 
     files = sorted((ROOT / "conf/study").glob("*.yaml"))
     jobs = 0

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timelapse.build import build
 from timelapse.dataset.photos import probe
-from timelapse.sampler.camera import check_camera
+from timelapse.sampler.camera import check_camera, level_of
 from timelapse.text_to_image import check_asked
 
 
@@ -53,6 +54,14 @@ def check_input(cfg: Any) -> None:
         raise ValueError(
             "input.points are where the corners of input.camera=perspective go; type that, or leave them out"
         )
+
+
+def leader(cfg: Any) -> Any:
+    """The sampler that follows `input.camera`: with the paper's strength for it, or the user's."""
+    level, cutoff = level_of(cfg.input.camera)
+    level = level if cfg.input.camera_level is None else cfg.input.camera_level
+    cutoff = cutoff if cfg.input.camera_cutoff is None else cfg.input.camera_cutoff
+    return build(cfg.sampler, start={"level": level, "cutoff": cutoff})  # its filter's other numbers stay
 
 
 def check_known(cfg: Any, parts: dict[str, Any]) -> None:

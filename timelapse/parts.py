@@ -21,7 +21,7 @@ from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
 from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
 from timelapse.finished import MARKER, SHAPED, differs
-from timelapse.input import check_input, check_known, listed
+from timelapse.input import check_input, check_known, leader, listed
 from timelapse.metric.evaluate import check_together
 from timelapse.model.weights import is_hub
 from timelapse.randomness import keyed_seed
@@ -71,8 +71,6 @@ class Run:
                 if hasattr(sampler, "check"):
                     sampler.check(self.model.process)
                     if "sample" in self.cfg.stages and self.cfg.input.camera is not None:
-                        from timelapse.sampling import leader
-
                         leader(self.cfg).check(self.model.process)
                 parts |= {"model": self.model, "conditioning": self.conditioning}
             if denoises:

@@ -21,7 +21,7 @@ from timelapse.cache import keys as clip_keys
 from timelapse.cache import rank as launched_rank
 from timelapse.dataset.module import alike, collate, shapes_of
 from timelapse.dataset.write import VideoFile, write_video
-from timelapse.input import given, listed
+from timelapse.input import given, leader, listed
 from timelapse.parts import UNTRAINED
 
 log = logging.getLogger("timelapse")
@@ -142,16 +142,6 @@ def led(cfg: Any, image: str) -> tuple[Tensor, Any]:
     sampler = leader(cfg)
     log.info(f"camera {cfg.input.camera}: FrameInit at level {sampler.start.level}, {sampler.start.filter}")
     return layout, sampler
-
-
-def leader(cfg: Any) -> Any:
-    """The sampler that follows `input.camera`: with the paper's strength for it, or the user's."""
-    from timelapse.sampler.camera import level_of
-
-    level, cutoff = level_of(cfg.input.camera)
-    level = level if cfg.input.camera_level is None else cfg.input.camera_level
-    cutoff = cutoff if cfg.input.camera_cutoff is None else cfg.input.camera_cutoff
-    return build(cfg.sampler, start={"level": level, "cutoff": cutoff})  # its filter's other numbers stay
 
 
 def write_pieces(folder: Path, keys: list[str], pieces: Iterator[Tensor]) -> int:

@@ -21,6 +21,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from timelapse.identity import identity
 from timelapse.job import run_job
 
 log = logging.getLogger("timelapse")
@@ -59,8 +60,6 @@ def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, 
 
 def check_apart(jobs: Sequence[tuple[str, int, list[str]]]) -> None:
     """ValueError where two jobs would write one run directory: the second's samples would replace the first's."""
-    from timelapse.run import identity
-
     taken: dict[tuple, str] = {}
     for row, _, overrides in jobs:
         said = {key_of(o): o for o in overrides}

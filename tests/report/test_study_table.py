@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from timelapse.identity import identity
 from timelapse.report.run_files import RunFiles, Sample
 from timelapse.report.study_table import MD, SC, Finding, Row, difference, group_runs, judge, markdown, write_csv
-from timelapse.run import identity
 
 
 def run(metrics: dict[str, float], higher: bool | None = True, clips: dict[str, list[float]] | None = None) -> RunFiles:

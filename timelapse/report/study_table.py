@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 import yaml
 
+from timelapse.identity import identity
 from timelapse.report.page import ARROWS, number
 from timelapse.report.run_files import RunFiles, read_run
 
@@ -89,8 +90,6 @@ def group_runs(folders: Iterable[Path | str]) -> list[Row]:
 
 def overrides(folder: Path) -> str:
     """What a run is told apart by, but for its seed; from its folder's name where it did not note what was typed."""
-    from timelapse.run import identity
-
     if (folder / "overrides.yaml").exists():
         typed = yaml.safe_load((folder / "overrides.yaml").read_text()) or []
         return identity([o for o in typed if not str(o).startswith(("seed=", "name="))])
