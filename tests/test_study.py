@@ -121,8 +121,17 @@ def test_a_row_sampled_from_another_has_its_overrides_and_does_not_train():
     asked = lambda *typed: expand({"seeds": [0], "rows": rows}, typed)[1][2]
     assert asked() == ["+experiment=p", "y=2", "z=3", "stages=[sample,evaluate,report]", "seed=0"]
     assert "stages=[sample,evaluate]" in asked("stages=[fit,sample,evaluate]")
+    assert [job[0] for job in expand({"seeds": [0], "rows": rows}, ["stages=[fit]"])] == ["a"]
     with pytest.raises(ValueError, match="no row that is trained"):
         expand({"seeds": [0], "rows": {"b": {"sampled_from": "c", "overrides": []}}}, [])
+
+
+def test_typed_stages_train_no_row_that_is_not_trained_by_itself():
+    rows = {"a": ["+experiment=p"], "as_it_is": ["+experiment=q"]}
+    stages_of = lambda overrides: ["sample"] if "+experiment=q" in overrides else ["fit", "sample"]
+    jobs = expand({"seeds": [0], "rows": rows}, ["stages=[fit,sample,evaluate]"], stages_of)
+    assert [job[2][1] for job in jobs] == ["stages=[fit,sample,evaluate]", "stages=[sample,evaluate]"]
+    assert expand({"seeds": [0], "rows": rows}, [], stages_of)[1][2] == ["+experiment=q", "seed=0"]
 
 
 def test_two_rows_that_would_be_one_run_are_refused():

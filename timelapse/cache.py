@@ -316,12 +316,12 @@ def known(store: Store) -> tuple[dict[str, set[str]], dict[str, str]]:
 
 
 def merge(store: Store, made_from: dict[str, Any], clips: dict[str, str]) -> None:
-    """One index of what all processes wrote down. clips: digest of each, in the order of the dataset."""
+    """One index of what all processes wrote down, other runs' clips in the same folder too. clips: digest of each."""
     parts = store.names("part-*.json")
     if not parts:
         return
-    _, captions = known(store)
-    made = {"made_from": made_from, "clips": clips, "captions": {key: captions[key] for key in clips}}
+    found, captions = known(store)
+    made = {"made_from": made_from, "clips": {key: min(found[key]) for key in found} | clips, "captions": captions}
     store.write("index.json", json.dumps(made, indent=1, default=str).encode())
     for name in parts:
         store.remove(name)

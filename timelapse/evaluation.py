@@ -82,21 +82,27 @@ def stand_ins(metrics: dict[str, Any]) -> list[str]:
 
 
 def truths(folder: Path, keys: list[str]) -> Iterator[dict[str, Tensor]]:
-    """The real clips of those samples that have one."""
+    """The real clips of those samples that have one, with the sample's `known`: what is measured from the given frame
+    is measured from there in both."""
     for key in keys:
         path = folder / f"{key}.truth.mkv"
         if path.exists():
-            yield {"video": to_unit(read_video(path))[None]}
+            video = to_unit(read_video(path))[None]
+            yield {"video": video, "known": known_of(folder, key, video.shape[1])}
+
+
+def known_of(folder: Path, key: str, frames: int) -> Tensor:
+    """(1,T) bool: the frames that a sample was given; those that a shorter real clip has not are left out."""
+    known = torch.zeros(1, frames, dtype=torch.bool)
+    known[0, [f for f in json.loads((folder / f"{key}.json").read_text())["known"] if f < frames]] = True
+    return known
 
 
 def clips(folder: Path, keys: list[str], made: str = "") -> Iterator[dict[str, Tensor]]:
     """One clip a batch: video, truth or the given frames, known (B,T). made: ".before" for those before training."""
     for key in keys:
-        about = json.loads((folder / f"{key}.json").read_text())
         video = to_unit(read_video(folder / f"{key}{made}.mkv"))[None]
-        known = torch.zeros(1, video.shape[1], dtype=torch.bool)
-        known[0, about["known"]] = True
-        batch = {"video": video, "known": known}
+        batch = {"video": video, "known": known_of(folder, key, video.shape[1])}
         for name in ("truth", "given"):
             path = folder / f"{key}.{name}.mkv"
             if path.exists():

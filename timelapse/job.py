@@ -44,10 +44,11 @@ def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[flo
         run_dir.mkdir(parents=True, exist_ok=True)
         path = run_dir / (f"job{task}.log" if (task := place()) else "job.log")
         log.info(f"log: {path}")
+        before = path.stat().st_size if path.exists() else 0
         process = start(command(hydra, overrides, module), path)
         _wait(process)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(overrides)}: {last_error(path, process.returncode)} (log: {path})")
+            raise RuntimeError(f"{' '.join(overrides)}: {last_error(path, process.returncode, before)} (log: {path})")
     return score(run_dir, OmegaConf.select(cfg, "objective", default=None)) if place() == 0 else None
 
 
@@ -78,6 +79,11 @@ def start(line: Sequence[str], log: Path, env: Mapping[str, str] | None = None) 
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             start_new_session=True,
         )
+
+
+def ends() -> list[int]:
+    """Signals that end a sweep: SIGTERM, and SIGHUP of a closed terminal, unless nohup said to outlive it."""
+    return [signal.SIGTERM] + ([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])
 
 
 def signal_group(process: subprocess.Popen, number: int) -> None:
@@ -113,21 +119,22 @@ def score(run_dir: Path, names: str | Sequence[str] | None) -> float | tuple[flo
     return sum(map(float, logged.values())) / len(logged)
 
 
-def tail(path: Path, size: int = 8192) -> list[str]:
-    """Non-empty last lines of a log; progress bars end theirs with a carriage return."""
+def tail(path: Path, size: int = 8192, start: int = 0) -> list[str]:
+    """Non-empty last lines of a log, of what was written after its first `start` bytes; progress bars end theirs with a
+    carriage return."""
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - size))
+        file.seek(max(start, file.tell() - size))
         text = file.read().decode(errors="replace")
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
-def last_error(path: Path, returncode: int) -> str:
-    """The line of a failed job's log that says why."""
+def last_error(path: Path, returncode: int, start: int = 0) -> str:
+    """The line of a failed job's log that says why; start: its size when the job began, after those before it."""
     if returncode < 0:
         hint = ", out of memory?" if returncode == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-returncode).name}{hint}"
-    lines = [line for line in tail(path) if "HYDRA_FULL_ERROR" not in line]
+    lines = [line for line in tail(path, start=start) if "HYDRA_FULL_ERROR" not in line]
     errors = [line for line in lines if re.match(r"(error|[\w.]*(Error|Exception|Interrupt))\b:?", line)]
     return (errors or lines or [f"exit status {returncode}, the log is empty"])[-1]
 
@@ -143,7 +150,7 @@ def _wait(process: subprocess.Popen) -> None:
         came.append(number)
         signal_group(process, signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
+    before = {number: signal.signal(number, hand_on) for number in (*ends(), signal.SIGUSR2, signal.SIGINT)}
     try:
         process.wait()
     finally:

@@ -28,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from timelapse.finished import finished
-from timelapse.job import command, last_error, score, signal_group, start, tail
+from timelapse.job import command, ends, last_error, score, signal_group, start, tail
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class Job:
     error: str = ""
     slot: int = 0
     began: float = 0.0
+    log_start: int = 0  # bytes that earlier attempts wrote
     seconds: float = 0.0
     process: subprocess.Popen | None = None
 
@@ -86,9 +87,10 @@ class ProcessLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [self._compose(initial_job_idx + i, list(o)) for i, o in enumerate(job_overrides)]
+        check_apart(jobs)
         running: list[Job] = []
         show = Progress(jobs)
-        with _sigterm_interrupts():
+        with _interrupted():
             try:
                 while any(job.state in ("waiting", "running") for job in jobs):
                     for job in [j for j in running if j.process.poll() is not None]:
@@ -140,6 +142,7 @@ class ProcessLauncher(Launcher):
             self._succeed(job)
             return
         job.run_dir.mkdir(parents=True, exist_ok=True)
+        job.log_start = job.log.stat().st_size if job.log.exists() else 0
         env = {key: str(value).format(slot=job.slot) for key, value in self.env.items()}
         job.process = start(command(self.config.hydra, job.overrides, self.module), job.log, env)
         job.state, job.began = "running", time.monotonic()
@@ -151,7 +154,7 @@ class ProcessLauncher(Launcher):
             job.state = "ok"
             self._succeed(job)
         else:
-            self._fail(job, last_error(job.log, job.process.returncode))
+            self._fail(job, last_error(job.log, job.process.returncode, job.log_start))
 
     def _succeed(self, job: Job) -> None:
         job.result.status = JobStatus.COMPLETED
@@ -176,6 +179,19 @@ class ProcessLauncher(Launcher):
             for job in running:
                 signal_group(job.process, signal.SIGKILL)
                 job.process.wait()
+
+
+def check_apart(jobs: Sequence[Job]) -> None:
+    """ValueError where a job would replace what another one of the sweep made."""
+    first: dict[Path, Job] = {}
+    for job in jobs:
+        other = first.setdefault(job.run_dir, job)
+        if other.overrides != job.overrides:
+            raise ValueError(
+                f"'{other.name}' and '{job.name}' would be one run, {os.path.relpath(job.run_dir)}: they differ in "
+                f"nothing that is part of a run's directory (sample, ckpt, trainer and others are not); type them one "
+                f"by one, each with its own name="
+            )
 
 
 class Progress:
@@ -235,21 +251,22 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Within, SIGTERM raises like Ctrl-C does, so that the jobs are stopped too."""
+def _interrupted() -> Iterator[None]:
+    """Within, SIGTERM and a terminal that closes raise like Ctrl-C does, so that the jobs are stopped too."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in ends()}
     except ValueError:  # not the main thread: whoever owns it handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def register() -> None:

@@ -123,8 +123,6 @@ class Run:
     def freeze(self) -> None:
         """Write config.yaml; a directory that holds another method's run, or one that began on other shipped weights,
         is refused rather than mixed."""
-        from timelapse.callback.checkpoint import newest
-
         path, old = self.folder / "config.yaml", {}
         if path.exists():
             old = OmegaConf.to_container(OmegaConf.load(path))
@@ -135,10 +133,16 @@ class Run:
                     f"{self.folder} holds a run with another {', '.join(changed)}; "
                     f"delete it, or give this run its own name: name={self.cfg.name}_2"
                 )
-        trained = newest(self.folder / "checkpoints") is not None
-        self.begin(trained)
+        self.begin(self.trained)
         if not path.exists() or "fit" in self.cfg.stages:
-            self.write_config(self.folder, began=old.get("git_commit") if trained else None)
+            self.write_config(self.folder, began=old.get("git_commit") if self.trained else None)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training has left a checkpoint to go on from."""
+        from timelapse.callback.checkpoint import newest
+
+        return newest(self.folder / "checkpoints") is not None
 
     def begin(self, trained: bool) -> None:
         """Note which shipped weights the run begins on, unless it is trained already and goes on from there.
@@ -319,6 +323,14 @@ class Run:
         said = json.loads(path.read_text()) if path.exists() else {}
         footage = said.get("footage", {}) | ({split: dataset.summary()} if hasattr(dataset, "summary") else {})
         said |= {"skipped": self.skipped, "notes": self.stand_ins()} | ({"footage": footage} if footage else {})
+        if split == "train" and "fit" in self.cfg.stages and hasattr(dataset, "fingerprint"):
+            now = blake2b(dataset.fingerprint().encode(), digest_size=8).hexdigest()
+            if self.trained and said.get("trained_on", now) != now:  # clips it has seen may be held out now
+                raise ValueError(
+                    f"{self.folder} was trained on other clips than there are now (files came, went or changed); "
+                    f"put them back, or give this run its own name: name={self.cfg.name}_2"
+                )
+            said["trained_on"] = now
         write_json(path, said)
 
     def remark(self, said: list[str]) -> None:

@@ -39,15 +39,14 @@ def sample_clips(run: Any) -> None:
         log.warning(f"only {count} validation clips, {cfg.sample.count} asked for")
     sampler, shapes = build(cfg.sampler), shapes_of(clips)
     untrained = before_training(run)
-    lengths = [shapes[i][0] if shapes else cfg.video.frames for i in range(count)]
     frames = listed(cfg.sample.frames)
-    masks = [given(frames[i % len(frames)], lengths[i]) for i in range(count)]
     rank, world = process()
     mine = list(range(rank, count, world))
     filled, kept = mine + [0] * (-(-count // world) - len(mine)), len(mine)  # as many for each; what is added goes
     size = 1 if shapes and world > 1 else cfg.sample.batch_size  # as many batches for each too
     for part in tqdm(alike(clips, filled, size), desc="sample", leave=False, disable=rank > 0):
-        batch, known = collate([clips[i] for i in part]), torch.stack([masks[i] for i in part])
+        batch = collate([clips[i] for i in part])
+        known = torch.stack([given(frames[i % len(frames)], batch["video"].shape[1]) for i in part])
         folder, mine = run.out / "samples", batch["key"][:kept]
         length = write_pieces(folder, mine, stream(run, batch, known, sampler))
         for b, key in enumerate(mine):

@@ -9,7 +9,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +28,40 @@ log = logging.getLogger("timelapse")
 OF_THE_STUDY = ("study", "name", "about")  # overrides that do not go to its jobs
 
 
-def expand(study: dict[str, Any], typed: Sequence[str]) -> list[tuple[str, int, list[str]]]:
+def expand(
+    study: dict[str, Any], typed: Sequence[str], stages_of: Callable[[list[str]], list[str]] = lambda overrides: ["fit"]
+) -> list[tuple[str, int, list[str]]]:
     """(row, seed, overrides) of every job, all rows of a seed before the next.
 
     A later override of the same key takes the place of an earlier one: common, then the row's, then what was
     typed beside `+study=`. A row `{sampled_from: other, overrides: [...]}` is the other's training sampled in another
-    way: it has the other's overrides too, and every stage but `fit`. ValueError when a seed is typed, or two rows would
-    be one run.
+    way: it has the other's overrides too, and every stage but `fit`. Nor do typed stages bring `fit` to a row that is
+    not trained by itself; with no other stage there is no job for it. stages_of: the stages that a row's overrides
+    alone come to. ValueError when a seed is typed, or two rows would be one run.
     """
     typed = [o for o in typed if key_of(o).split(".")[0] not in OF_THE_STUDY]
     if any(key_of(o) == "seed" for o in typed):
         raise ValueError("a study sets the seed of each of its jobs; type 'study.seeds=[0,1,2]' instead of seed=")
     if not study.get("rows") or not study.get("seeds"):
         raise ValueError("a study needs rows (name: [overrides]) and seeds; see conf/study/drepa_ablation.yaml")
-    rows, jobs = study["rows"], []
+    rows = study["rows"]
     for name, source in sources(rows).items():
         if source not in rows or isinstance(rows[source], dict):
             raise ValueError(f"study.rows.{name} is sampled from {source!r}, which is no row that is trained")
-    for seed in study["seeds"]:
-        for row, own in rows.items():
-            sampled = isinstance(own, dict)
-            own = [*rows[own["sampled_from"]], *own["overrides"]] if sampled else own
-            chosen = {key_of(o): o for o in [*(study.get("common") or []), *own, *typed]}
-            if sampled:
-                asked = chosen.get("stages", "stages=[sample,evaluate,report]").partition("=")[2].strip("[]")
-                chosen["stages"] = f"stages=[{','.join(s for s in asked.split(',') if s.strip() != 'fit')}]"
-            jobs.append((row, int(seed), [*chosen.values(), f"seed={seed}"]))
+    chosen = {}
+    for row, own in rows.items():
+        sampled = isinstance(own, dict)
+        own = [*(study.get("common") or []), *([*rows[own["sampled_from"]], *own["overrides"]] if sampled else own)]
+        chosen[row] = {key_of(o): o for o in [*own, *typed]}
+        if sampled or (any(key_of(o) == "stages" for o in typed) and "fit" not in stages_of(own)):
+            asked = chosen[row].get("stages", "stages=[sample,evaluate,report]").partition("=")[2].strip("[]")
+            kept = [s.strip() for s in asked.split(",") if s.strip() != "fit"]
+            chosen[row]["stages"] = f"stages=[{','.join(kept)}]"
+            if not kept:
+                del chosen[row]
+    jobs = [
+        (row, int(seed), [*said.values(), f"seed={seed}"]) for seed in study["seeds"] for row, said in chosen.items()
+    ]
     check_apart(jobs)
     return jobs
 
@@ -79,6 +87,12 @@ def sources(rows: dict[str, Any]) -> dict[str, str]:
 def key_of(override: str) -> str:
     """'+experiment=x' -> 'experiment'."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def composed_stages(overrides: Sequence[str]) -> list[str]:
+    """`stages` of the config that these overrides make."""
+    loader, name = GlobalHydra.instance().config_loader(), HydraConfig.get().job.config_name
+    return list(loader.load_configuration(name, [*overrides], run_mode=RunMode.RUN).stages)
 
 
 def launch(jobs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
@@ -112,7 +126,7 @@ def run_study(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     study = OmegaConf.to_container(cfg.study, resolve=True)
-    jobs = expand(study, hydra.overrides.task)
+    jobs = expand(study, hydra.overrides.task, composed_stages)
     outcomes = run_jobs(jobs, sources(study["rows"]))
 
     from timelapse.report.run_files import read_run

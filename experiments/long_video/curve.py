@@ -1,7 +1,7 @@
 """Is the subject of a long video still that of its first picture? The curve over frames, and a test against strangers.
 
     python -m timelapse.run +study=long_video
-    python experiments/long_video/curve.py --out DIR 'FrameInit=runs/consisti2v/*n_chunks-5*' 'without=...'
+    python experiments/long_video/curve.py --out DIR 'FrameInit=runs/consisti2v/*n_chunks-5_seed*' 'without=...'
 
 Each argument is a name and the run directories of all its seeds (a glob). Printed per chunk: mean similarity
 s(f_0, f_t) of a clip's frames to its own first frame and to the first frames of the other clips, and the share of clips

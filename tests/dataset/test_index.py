@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -52,6 +53,21 @@ def test_a_missing_file_is_not_remembered_as_bad(tmp_path, make_photo):
     assert check_files([path], index=index)[path] == "no such file"
     Image.new("RGB", (9, 8)).save(path)
     assert check_files([path], index=index)[path] == Photo(9, 8, None)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.mp4"])
+def test_a_file_that_may_not_be_opened_today_is_looked_at_again(name, tmp_path, make_photo, make_video, monkeypatch):
+    path, index = tmp_path / name, tmp_path / "index.jsonl"
+    (make_photo if name == "a.jpg" else make_video)(path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:  # root may open everything: chmod would not do
+        patched.setattr("timelapse.dataset.photos.Image.open", refuse)
+        patched.setattr("timelapse.dataset.video.av.open", refuse)
+        assert "Permission denied" in check_files([path], index=index)[path]
+    assert isinstance(check_files([path], index=index)[path], Photo | Video)
 
 
 def test_each_root_has_its_own_index_in_the_users_cache(tmp_path, monkeypatch):

@@ -24,6 +24,11 @@ def test_rows_come_back_as_written(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["manifest.jsonl"]  # no half-written leftover
 
 
+def test_a_caption_with_a_line_end_of_another_kind_stays_on_its_line(tmp_path):
+    write_manifest(tmp_path / "m.jsonl", [ROW | {"caption": "a rose\u2028opens\u0085"}])
+    assert read_manifest(tmp_path / "m.jsonl")[0]["caption"] == "a rose\u2028opens\u0085"
+
+
 @pytest.mark.parametrize(
     "path",
     ["../a.mp4", "/etc/passwd", "b/../../a.mp4", "C:\\a.mp4", "\\\\host\\a.mp4", "b\\..\\..\\a.mp4", "link/a.mp4"],

@@ -72,9 +72,22 @@ def test_one_rule_serves_a_folder():
     assert capture_times(names, [1.0, 5.0, 9.0]) == ([1.0, 5.0, 9.0], "EXIF")
     assert capture_times(names, [7.0, 7.0, 7.0])[1] == "file name"  # an editor's date on every picture
     assert capture_times(names, [1.0, None, None], 60)[1] == "file name"
-    assert capture_times(["img10.jpg", "img2.jpg", "b.jpg"], [None] * 3, 60) == ([120.0, 60.0, 0.0], "photo_interval")
     assert capture_times(["img10.jpg", "img2.jpg"], [None] * 2) == ([None, None], "nothing")
     assert sorted(["img10", "img2", "img1"], key=natural) == ["img1", "img2", "img10"]
+
+
+def test_running_numbers_behind_a_date_are_no_time_of_day():
+    names = [f"plant_20200501_{n:04d}.jpg" for n in range(1, 121)]
+    assert capture_times(names, [None] * 120, 600) == ([600.0 * n for n in range(120)], "photo_interval")
+    assert capture_times(names, [None] * 120)[1] == "nothing"
+    clock = ["a_20200501_0600.jpg", "a_20200501_1800.jpg"]
+    times, rule = capture_times(clock, [None] * 2, 600)
+    assert times[1] - times[0] == 12 * 3600 and rule == "file name"
+
+
+def test_an_interval_counts_photographs_in_the_order_they_are_given_in():
+    names = ["day1/0.png", "day1/1.png", "day2/0.png"]
+    assert capture_times(names, [None] * 3, 5)[0] == [0.0, 5.0, 10.0]
 
 
 def test_photographs_are_read_upright(tmp_path):

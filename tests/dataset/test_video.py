@@ -106,6 +106,45 @@ def test_a_turned_phone_video_is_read_upright(tmp_path, make_video):
         assert np.array_equal(frame, np.rot90(flat[i], -1))
 
 
+@pytest.mark.parametrize("a, b, c, d", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
+def test_a_mirrored_video_is_mirrored(a, b, c, d, tmp_path, make_video):
+    """ISO 14496-12: the pixel (x,y) is shown at (a x + c y, b x + d y)."""
+    path = make_video(tmp_path / "a.mp4", frames=5, width=64, height=32, textured=True)
+    flat = one_by_one(path)[4]
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    turn = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    data[matrix : matrix + 36] = b"".join((n & 0xFFFFFFFF).to_bytes(4, "big") for n in turn)
+    path.write_bytes(data)
+    shown = flat if a or d else flat.transpose(1, 0, 2)
+    shown = shown[:, ::-1] if a < 0 or c < 0 else shown
+    shown = shown[::-1] if d < 0 or b < 0 else shown
+    assert np.array_equal(read(path, probe(path), [4])[0], shown)
+
+
+@pytest.mark.parametrize("check", ["full", "probe"])
+def test_an_avi_whose_times_are_those_of_other_frames_is_refused(check, tmp_path, make_video):
+    """AVI has no presentation times, so that reordered h264 comes out under its neighbours' numbers."""
+    with pytest.raises(ValueError, match="no frame times: encode the file again"):
+        probe(make_video(tmp_path / "a.avi", frames=36, textured=True, bf=2), check)
+    seen = probe(make_video(tmp_path / "b.avi", frames=36, textured=True, bf=0), check)
+    assert len(seen.times()) == 36
+
+
+@pytest.mark.parametrize("check", ["full", "probe"])
+def test_places_that_an_avi_leaves_empty_are_no_damage(check, tmp_path, make_video):
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * n, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 2 * n, Fraction(1, 10)  # every other place is empty
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    seen = probe(tmp_path / "a.avi", check)
+    assert np.allclose(np.diff(seen.times()), 0.2) and len(seen.times()) == 12
+
+
 def test_anamorphic_video_knows_the_shape_of_its_pixels(tmp_path):
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=10)

@@ -33,6 +33,27 @@ def test_the_interval_is_students():
     assert (d.low, d.high) == (pytest.approx(2 - 2.48414, abs=1e-4), pytest.approx(2 + 2.48414, abs=1e-4))
 
 
+def test_seeds_that_agree_do_not_hide_how_clips_differ():
+    """0.5 more in every seed is +1, +1, 0, 0 on its clips, of each the mean over seeds: 0.5 +- 3.1824 * 0.5774 / 2."""
+    made = lambda values: {seed: run({SC: sum(values) / 4}, clips={SC: values}) for seed in (0, 1, 2)}
+    a, b = Row("a", made([1.0, 1.0, 0.0, 0.0])), Row("b", made([0.0, 0.0, 0.0, 0.0]))
+    d = difference(a, b, SC)
+    assert (d.mean, d.seeds, d.clips) == (0.5, 3, (2, 4))
+    assert (d.low, d.high) == (pytest.approx(0.5 - 0.91874, abs=1e-4), pytest.approx(0.5 + 0.91874, abs=1e-4))
+    assert judge(replace(CLAIM, keeping=None), [a, b]).word == "within spread"
+
+
+def test_other_clips_of_the_same_name_are_not_paired(tmp_path: Path):
+    """Folders and worlds call their clips alike; what was given, and the real clip, tell them apart."""
+    sample = lambda truth, known: Sample("k0", "", known, 5, None, {"truth": tmp_path / f"{truth}.mp4"}, {SC: 1.0})
+    for name in "xy":
+        (tmp_path / f"{name}.mkv").write_bytes(name.encode())
+    rows = []
+    for name, truth, known in (("a", "x", [0]), ("b", "x", [0]), ("c", "y", [0]), ("d", "x", [2])):
+        rows.append(Row(name, {0: replace(run({SC: 1.0}), samples=[sample(truth, known)])}))
+    assert [difference(rows[0], other, SC).clips[1] for other in rows[1:]] == [1, 0, 0]
+
+
 def test_pairing_takes_the_seeds_out_of_the_spread():
     """Seeds differ by 10, methods by 1: unpaired nothing would show."""
     d = difference(row("a", [1.1, 11, 20.9]), row("b", [0, 10, 20]), SC)

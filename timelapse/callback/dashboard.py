@@ -69,7 +69,10 @@ def main() -> None:
     path = args.run_dir / "dashboard.json"
     if not path.exists():
         parser.error(f"{path} does not exist; it is written by a run with logger=wandb")
-    print(workspace(json.loads(path.read_text()), args.entity).save().url)
+    try:
+        print(workspace(json.loads(path.read_text()), args.entity).save().url)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

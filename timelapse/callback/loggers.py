@@ -45,7 +45,7 @@ class Wandb(WandbLogger):
 
     def __init__(self, save_dir: str, project: str = "timelapse", entity: str | None = None):
         folder = Path(save_dir)
-        offline = not has_key()
+        offline = not has_key() and "WANDB_MODE" not in os.environ
         identity = folder / "wandb_id"
         config = folder / "config.yaml"
         super().__init__(
@@ -54,7 +54,7 @@ class Wandb(WandbLogger):
             save_dir=save_dir,
             project=project,
             entity=entity,
-            offline=offline and "WANDB_MODE" not in os.environ,
+            offline=offline,
             id=identity.read_text() if identity.exists() else secrets.token_hex(4),
             config=OmegaConf.to_container(OmegaConf.load(config)) if config.exists() else None,
         )

@@ -167,7 +167,8 @@ class Clips(Dataset):
 
     def fingerprint(self) -> str:
         """Digest of the clips and of the files behind them; changes when a file does, not when the root moves."""
-        said = [(c.key, c.frames, c.shape, c.source.caption, c.source.stamps) for c in self.clips]
+        times = [c.source.times[list(c.window.frames)].tolist() for c in self.clips]
+        said = [(c.key, c.frames, c.shape, c.source.caption, c.source.stamps) for c in self.clips], times
         return hashlib.blake2b(json.dumps([said, self.fit]).encode(), digest_size=8).hexdigest()
 
     def summary(self) -> dict[str, Any]:
@@ -198,7 +199,9 @@ class Clips(Dataset):
             if source.video is not None and is_even(times):
                 made = video_windows(times, count, self._fractions, self._strides, self._most)
             else:
-                intervals = source.video is None and self._intervals or photo_intervals(times, count, self._fractions)
+                strides = [(count - 1) * s / (len(times) - 1) for s in self._strides] if source.video else []
+                wanted = photo_intervals(times, count, [*self._fractions, *strides])
+                intervals = source.video is None and self._intervals or wanted
                 made, rejected = photo_windows(times, count, intervals, self._most)
             if made:
                 return [Clip(source, window, shape) for window in made], rejected
@@ -213,7 +216,7 @@ class Clips(Dataset):
         return (
             f"too uneven: no interval serves {count} instants within half of it (the widest gap is "
             f"{duration(float(np.diff(times).max()))}, the whole {duration(float(times[-1] - times[0]))}); "
-            f"set dataset.intervals=[SECONDS] or fewer frames"
+            f"set {'dataset.fractions' if source.video else 'dataset.intervals=[SECONDS]'} or fewer frames"
         )
 
     def _skipped_line(self) -> str:

@@ -64,7 +64,7 @@ def scan(root: Path) -> tuple[list[Row], Skipped]:
         inner[:] = sorted(d for d in inner if not d.startswith((".", "__MACOSX")))
         relative = Path(folder).relative_to(root)
         pictures = []
-        for name in sorted(files):
+        for name in sorted(files, key=photos.natural):
             path, suffix = (relative / name).as_posix(), Path(name).suffix.lower()
             if name.startswith(".") or suffix in BESIDE:
                 continue

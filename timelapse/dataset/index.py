@@ -6,6 +6,7 @@ Lines are only ever appended: a run killed half way keeps what it has seen, and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,7 +21,9 @@ from timelapse.dataset import photos, video
 
 log = logging.getLogger(__name__)
 CHECKS = ("full", "probe", "none")
-VERSION = 2  # raise it when what is remembered of a file changes
+# Permission, a lost disk, too many files: may be better tomorrow, so it is not remembered.
+PASSING = {errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+VERSION = 3  # raise it when what is remembered of a file changes
 
 
 def default_index(root: Path) -> Path:
@@ -74,11 +77,11 @@ def _look(path: Path, check: str) -> tuple[video.Video | photos.Photo | str, boo
     try:
         return probe(path, check), True
     except ValueError as error:
-        return str(error), True
-    except OSError as error:  # permission, a lost disk: may be better tomorrow
+        return str(error), getattr(error.__context__, "errno", None) not in PASSING
+    except OSError as error:
         return f"cannot be opened: {error.strerror or error}", False
     except Exception as error:  # one strange file among thousands stops nobody
-        return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())}", True
+        return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())}", False
 
 
 def _load(index: Path) -> dict[str, dict]:

@@ -93,7 +93,7 @@ def _check(row: dict[str, Any], root: Path, where: str) -> None:
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, what it holds) of every line that is not blank; ValueError names one that is not JSON."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)

@@ -22,7 +22,7 @@ from timelapse.dataset.footage import unique_name
 from timelapse.dataset.index import check_files, default_index, stamp
 from timelapse.dataset.manifest import inside, json_lines
 from timelapse.dataset.photos import natural, read_photo
-from timelapse.dataset.video import EXTENSIONS, Video, probe, read_frames
+from timelapse.dataset.video import EXTENSIONS, Video, read_frames
 
 log = logging.getLogger(__name__)
 PICTURES = {".jpg", ".jpeg", ".png"}
@@ -37,24 +37,25 @@ def find(root: Path, distance: int, each: int = 1) -> tuple[list[dict[str, Any]]
     DAVIS: of the pictures beside and under JPEGImages only one resolution is taken, 480p where it is there, never the
     masks (Annotations). For another one give its folder as root: DAVIS/JPEGImages/Full-Resolution.
     """
+    root = root.resolve()
     folders = sorted({p.parent for p in root.rglob("*") if p.suffix.lower() in PICTURES})
     for images in {p for p in (root, *root.rglob("JPEGImages")) if p.name == "JPEGImages"}:
         data, taken = images if images == root else images.parent, one_resolution(images)
         folders = [f for f in folders if f.is_relative_to(taken) or not f.is_relative_to(data)]
     videos = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    seen = check_files(videos, index=default_index(root))
     rows, skipped = [], []
     called = {source: key_of(source, root) for source in (*videos, *folders)}
     uses = Counter(called.values())  # a.mp4 beside a.avi
     for source, key in called.items():
         name = source.relative_to(root).as_posix()
-        try:
-            if source.is_dir():
-                pictures = sorted((p for p in source.iterdir() if p.suffix.lower() in PICTURES), key=by_number)
-                count, what = len(pictures), {"frames": [p.relative_to(root).as_posix() for p in pictures]}
-            else:
-                count, what = len(probe(source).presentation()), {"file": name}
-        except (ValueError, OSError) as error:
-            skipped.append((name, str(error)))
+        if source.is_dir():
+            pictures = sorted((p for p in source.iterdir() if p.suffix.lower() in PICTURES), key=by_number)
+            count, what = len(pictures), {"frames": [p.relative_to(root).as_posix() for p in pictures]}
+        elif isinstance(seen[source], Video):
+            count, what = len(seen[source].presentation()), {"file": name}
+        else:
+            skipped.append((name, seen[source]))
             continue
         if count <= distance:
             skipped.append((name, f"too short: {count} frames, the distance needs {distance + 1}"))

@@ -90,13 +90,17 @@ def exif_seconds(exif: Image.Exif) -> float | None:
     return calendar.timegm(moment.timetuple()) + (float(f"0.{digits}") if digits.isdigit() else 0.0)
 
 
-def name_seconds(name: str) -> float | None:
-    """Capture time in a file name as seconds since 1970: Unix seconds, or a date with or without a time."""
+def name_seconds(name: str, clock: bool = True) -> float | None:
+    """Capture time in a file name as seconds since 1970: Unix seconds, or a date with or without a time.
+
+    clock: False reads dates alone; what stands behind them is another number.
+    """
     if found := UNIX.search(name):
         return float(found[1]) + float(found[2] or 0) / 1000
     if not (found := DATE.search(name)):
         return None
     year, _, month, day, hour, _, minute, second, milli = found.groups()
+    hour, minute, second, milli = (hour, minute, second, milli) if clock else (None,) * 4
     try:
         moment = datetime.datetime(int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0))
     except ValueError:  # 31 February
@@ -110,19 +114,17 @@ def capture_times(
     """One time a photograph, in seconds, and the rule that gave them; None where the rule gives none.
 
     One rule serves the whole folder, since a camera's clock and the names' may disagree: the one of EXIF and file
-    name that tells the most photographs apart (EXIF on a tie), else the user's interval in the order of the names.
+    name that tells the most photographs apart (EXIF on a tie), else the user's interval in the order they are given in.
+    Where only some dates are followed by a time of day, it is a running number: plant_20200501_0001 to _0120.
     """
-    named = [name_seconds(name) for name in names]
+    hours = [found[5] for name in names if not UNIX.search(name) and (found := DATE.search(name))]
+    named = [name_seconds(name, clock=None not in hours) for name in names]
     distinct = lambda times: len({t for t in times if t is not None})
     if max(distinct(exif), distinct(named)) >= 2:
         return (list(exif), "EXIF") if distinct(exif) >= distinct(named) else (named, "file name")
     if interval is None:
         return [None] * len(names), "nothing"
-    order = sorted(range(len(names)), key=lambda i: natural(names[i]))
-    times: list[float | None] = [None] * len(names)
-    for place, i in enumerate(order):
-        times[i] = place * float(interval)
-    return times, "photo_interval"
+    return [place * float(interval) for place in range(len(names))], "photo_interval"
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

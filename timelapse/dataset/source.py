@@ -104,6 +104,7 @@ def _photographs(base: Path, row: Row, seen: dict, interval: float | None, skipp
         times = [given[name] for name in good]
     else:
         exif = [seen[base / name].taken for name in good]
+        interval = 1 / row["fps"] if row.get("fps") else interval
         times, _ = capture_times([Path(name).name for name in good], exif, interval)
     if all(t is None for t in times):
         return "no capture times: neither EXIF nor file names tell; set dataset.photo_interval=SECONDS"

@@ -8,6 +8,7 @@ all others, and platforms without a decord wheel, go through PyAV.
 
 from __future__ import annotations
 
+import math
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import Type as Side
 
 try:
     import decord
@@ -27,6 +29,7 @@ except ImportError:  # no wheel for this platform
     decord, DECORD_ERRORS = None, ()
 
 EXTENSIONS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .wmv .flv .3gp .ogv .gif".split())
+NO_TIMES = "no frame times: encode the file again, ffmpeg -i IN -c:v libx264 OUT.mp4"
 SPOTS = 8  # frames of a file on which decord has to agree with PyAV
 
 
@@ -90,6 +93,7 @@ def read_frames(path: str | Path, video: Video, indices: Sequence[int]) -> Itera
 
 def _probe(path: str, check: str) -> Video:
     packets, corrupt, ticks, keys, end = 0, 0, set(), set(), 0.0
+    newest, back = -math.inf, False  # whether packets come in another order than their pictures
     with av.open(path) as container:
         if not container.streams.video:
             raise ValueError("not a readable video: it has no video stream")
@@ -100,14 +104,19 @@ def _probe(path: str, check: str) -> Video:
             if packet.stream is not stream or packet.size == 0:
                 continue
             if packet.pts is None:
-                raise ValueError("no frame times: remux the file, ffmpeg -i IN -c copy OUT.mp4")
+                raise ValueError(NO_TIMES)
             packets += 1
             corrupt += packet.is_corrupt
             if packet.is_keyframe:
                 keys.add(packet.pts)
+            back, newest = back or packet.pts < newest, max(newest, packet.pts)
             if not packet.is_discard:  # hidden by an edit list, needed only to decode what follows
                 ticks.add(packet.pts)
         announced, tick = stream.frames, float(stream.time_base)  # frames is 0 where the container does not say
+        if container.format.name == "avi":  # it counts places for frames; one left empty holds the frame before
+            packets = max(ticks, default=-1) - min(ticks, default=0) + 1
+            if stream.codec_context.has_b_frames and not back:  # its numbers are the decoder's order, not the pictures'
+                raise ValueError(NO_TIMES)
         length = (container.duration or 0) / av.time_base  # seconds that the container's head tells; 0: it does not
         codec, aspect = stream.codec_context.name, float(stream.sample_aspect_ratio or 1)
         rate = float(stream.average_rate or 1)
@@ -153,14 +162,16 @@ def _spots(ticks: list[int], keys: list[int]) -> set[int]:
 
 def _decode_all(path: str, spots: set[int]) -> tuple[list[int], dict[int, int]]:
     """Decode every frame. Returns the frames' ticks and the checksum of the pictures at the spots."""
-    ticks, checksums, corrupt = set(), {}, 0
+    ticks, checksums, corrupt, last = set(), {}, 0, -math.inf
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         try:
             for frame in container.decode(stream):
                 corrupt += frame.is_corrupt
-                ticks.add(frame.pts)
+                if frame.pts < last:  # AVI has no presentation times: the decoder's are those of other frames
+                    raise ValueError(NO_TIMES)
+                ticks.add(last := frame.pts)
                 if frame.pts in spots:
                     checksums[frame.pts] = zlib.crc32(_rgb(frame))
         except (av.FFmpegError, EOFError) as error:
@@ -230,6 +241,10 @@ def _forward(frames: Iterator[av.VideoFrame], wanted: int) -> av.VideoFrame | No
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(H,W,3) uint8, turned upright as the file asks."""
-    picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-    return np.ascontiguousarray(picture)  # since PyAV 18 also for rows that it pads
+    """(H,W,3) uint8, turned upright, and mirrored, as the file asks."""
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get(Side.DISPLAYMATRIX)
+    if matrix is not None:
+        a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].astype(np.float64)
+        picture = picture[::-1] if a * d < b * c else picture  # what `rotation` does not tell
+    return np.ascontiguousarray(np.rot90(picture, frame.rotation // 90))  # since PyAV 18 also for rows that it pads

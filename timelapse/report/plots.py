@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from html import escape
 from itertools import cycle
+from textwrap import fill
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -81,7 +83,7 @@ def scatter_plot(x_label: str, y_label: str, points: dict[str, Sequence[tuple[fl
             for x, y in pairs:
                 axes.plot([x, mean[0]], [y, mean[1]], color=colour, linewidth=0.8, alpha=0.5)
                 axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.6)
-            axes.plot(*mean, next(markers), color=colour, markersize=9, label=name)
+            axes.plot(*mean, next(markers), color=colour, markersize=9, label=fill(name, 28))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(alpha=0.15, color=INK, linewidth=0.5)
@@ -109,8 +111,4 @@ def to_svg(figure: Figure, title: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{_escape(title)}" ', svg, count=1)
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{escape(title)}" ', svg, count=1)

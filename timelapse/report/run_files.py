@@ -8,6 +8,8 @@ import math
 import shlex
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ class Sample:
     videos: dict[str, Path]
     metrics: dict[str, float] = field(default_factory=dict)
     weights: str = ""  # a checkpoint, or "weights before finetuning"; "" where no network made it, or nobody noted it
+
+    @cached_property
+    def clip(self) -> tuple:
+        """What samples of the same clip with the same frames given have in common: worlds and folders share keys."""
+        exact = (self.videos[name].with_suffix(".mkv") for name in ("truth", "given") if name in self.videos)
+        pictures = [blake2b(path.read_bytes(), digest_size=8).digest() for path in exact if path.exists()]
+        return self.key, *self.known, *pictures
 
 
 @dataclass

@@ -127,14 +127,16 @@ def run_sheet(
     runs = [read_run(folder) for folder in folders]
     if labels and len(labels) != len(runs):
         raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one each")
-    by_key = [{sample.key: sample for sample in run.samples} for run in runs]
-    keys = [key for key in by_key[0] if all(key in samples for samples in by_key)]
-    if clips and max(clips) >= len(keys):
-        raise ValueError(f"there are {len(keys)} samples (that all {len(runs)} runs have); choose clips below that")
+    by_clip = [{sample.clip: sample for sample in run.samples} for run in runs]
+    common = [clip for clip in by_clip[0] if all(clip in samples for samples in by_clip)]
+    if runs[0].samples and not common:
+        raise ValueError("these runs have no clip in common of which they were given the same frames")
+    if clips and max(clips) >= len(common):
+        raise ValueError(f"there are {len(common)} samples (that all {len(runs)} runs have); choose clips below that")
     videos, said, known = [], [], []
-    for key in [keys[i] for i in clips] if clips else keys:
-        for i, samples in enumerate(by_key):
-            sample = samples[key]
+    for clip in [common[i] for i in clips] if clips else common:
+        for i, samples in enumerate(by_clip):
+            sample = samples[clip]
             made = labels[i] if labels else f"made from frame {' and '.join(map(str, sample.known))}"
             if len(runs) > 1 and not labels:
                 made = f"{runs[i].name}, {made}"

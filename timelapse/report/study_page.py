@@ -10,12 +10,10 @@ from timelapse.atomic import write
 from timelapse.dataset.write import read_video
 from timelapse.report.embed import embed_videos, image_uri
 from timelapse.report.page import (
-    DIRECTIONS,
     Markup,
     fold,
     given_text,
     image_tile,
-    join,
     missing,
     number,
     page,
@@ -36,7 +34,7 @@ from timelapse.report.study_table import (
     Row,
     cell,
     difference,
-    direction,
+    heading,
     judge,
     markdown,
     metric_names,
@@ -114,8 +112,9 @@ def claims(verdicts: Sequence[tuple]) -> list[Markup]:
     if not verdicts:
         return []
     text = (
-        "Differences are paired over seeds: two methods with the same seed share data order, noise and samples' start. "
-        "A claim counts as shown when the 95 % t interval of its difference lies above zero and, where another metric "
+        "Differences are paired: two methods with the same seed share data order, noise and samples' start. An "
+        "interval is the wider of two 95 % t intervals, over seeds and over clips (of each the mean over seeds). "
+        "A claim counts as shown when its interval lies above zero and, where another metric "
         "is to be kept, that metric's interval does not reach below minus a margin (5 % of the other method's mean, "
         "unless the claim's file says otherwise) nor lies below zero as a whole; where it does reach there, the claim "
         "is undecided."
@@ -146,19 +145,7 @@ def numbers(rows: Sequence[Row], metrics: Sequence[str]) -> list[Markup]:
         text = "Up: the subject stays itself. Right: it changes more. Small dots are seeds, large marks their mean."
         parts += [tag("p", text), tag("div", Markup(svg), class_="plot")]
     body = [[tag("b", row.name), len(row.runs), *[cell(list(row.values(m).values())) for m in metrics]] for row in rows]
-    head = [
-        "method",
-        "seeds",
-        *[
-            join(
-                [
-                    m.replace("_", " "),
-                    f" {DIRECTIONS[direction(rows, m)][:1]}" if direction(rows, m) is not None else "",
-                ]
-            )
-            for m in metrics
-        ],
-    ]
+    head = ["method", "seeds", *[heading(rows, m) for m in metrics]]
     return [
         *parts,
         table(head, body, [None, "n", *["n"] * len(metrics)]),
@@ -206,17 +193,20 @@ def side_by_side(rows: Sequence[Row]) -> list[Markup]:
     shown = [row for row in rows if seed in row.runs and row.runs[seed].samples]
     if not shown:
         return [head, missing("No samples yet: run the stage sample.")]
-    samples = {row.name: {s.key: s for s in row.runs[seed].samples if "sample" in s.videos} for row in shown}
-    keys = [k for k in samples[shown[0].name] if all(k in found for found in samples.values())][:MOST_CLIPS]
-    if not keys:
-        return [head, missing(f"The runs of seed {seed} have no clip in common.")]
+    samples = {row.name: {s.clip: s for s in row.runs[seed].samples if "sample" in s.videos} for row in shown}
+    clips = [c for c in samples[shown[0].name] if all(c in found for found in samples.values())][:MOST_CLIPS]
+    if not clips:
+        return [
+            head,
+            missing(f"The runs of seed {seed} have no clip in common of which they were given the same frames."),
+        ]
     first = samples[shown[0].name]
-    paths = [first[k].videos["truth"] for k in keys if "truth" in first[k].videos]
-    paths += [samples[row.name][k].videos["sample"] for k in keys for row in shown]
+    paths = [first[c].videos["truth"] for c in clips if "truth" in first[c].videos]
+    paths += [samples[row.name][c].videos["sample"] for c in clips for row in shown]
     uris = embed_videos(paths)
-    cards = [compared(first[key], {row.name: samples[row.name][key] for row in shown}, uris) for key in keys]
+    cards = [compared(first[c], {row.name: samples[row.name][c] for row in shown}, uris) for c in clips]
     text = f"Seed {seed}. For a clip, all methods start from the same noise and see the same frame, outlined in pink."
-    return [head, tag("p", text), player(max(first[k].frames for k in keys) or 2), *cards]
+    return [head, tag("p", text), player(max(first[c].frames for c in clips) or 2), *cards]
 
 
 def compared(clip: Sample, by_method: dict[str, Sample], uris: dict[Path, str]) -> Markup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from timelapse.identity import identity
 from timelapse.report.page import ARROWS, number
 from timelapse.report.run_files import RunFiles, read_run
 
+log = logging.getLogger("timelapse")
 SC, MD = "subject_consistency", "morphing_degree"
 
 
@@ -60,13 +62,14 @@ class Verdict:
 
 @dataclass
 class Difference:
-    """Paired over seeds, oriented so that positive is better (for a metric without direction: higher)."""
+    """Paired, oriented so that positive is better (for a metric without direction: higher). The interval is the wider
+    of two 95 % t intervals: over seeds, and over clips, where the metric has a number for each."""
 
     mean: float
     low: float
     high: float
     seeds: int
-    clips: tuple[int, int]  # better on .. of .. pairs of the same clip and seed
+    clips: tuple[int, int]  # better on .. of .. clips, in the mean over seeds
 
     def __str__(self) -> str:
         sign = "+" if self.mean >= 0 else ""
@@ -76,7 +79,10 @@ class Difference:
 def group_runs(folders: Iterable[Path | str]) -> list[Row]:
     """Any run directories as rows: the same experiment and overrides but for the seed are one row."""
     rows: dict[str, Row] = {}
-    for folder in folders:
+    for folder in map(Path, folders):
+        if (folder / "table.csv").exists():
+            log.info(f"{folder} is a study's own directory, left out")
+            continue
         run = read_run(folder)
         rest = overrides(run.folder)
         name = run.name if rest in ("", "base") else f"{run.name} {rest}"
@@ -108,6 +114,11 @@ def direction(rows: Sequence[Row], metric: str) -> bool | None:
     return runs[0].metrics[metric].get("higher_is_better") if runs else None
 
 
+def heading(rows: Sequence[Row], metric: str) -> str:
+    """'subject consistency ↑': the arrow says which way is better."""
+    return f"{metric.replace('_', ' ')} {ARROWS[direction(rows, metric)]}".strip()
+
+
 def cell(values: Sequence[float]) -> str:
     """'0.912 ± 0.004', the sample standard deviation; without it for one seed."""
     if not values:
@@ -117,7 +128,7 @@ def cell(values: Sequence[float]) -> str:
 
 def markdown(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """A table with a row per method: mean ± standard deviation over seeds; below it, which jobs failed and why."""
-    head = ["method", "seeds", *[f"{m.replace('_', ' ')} {ARROWS[direction(rows, m)]}".strip() for m in metrics]]
+    head = ["method", "seeds", *[heading(rows, m) for m in metrics]]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         seeds = str(len(row.runs)) + (f" ({len(row.failed)} failed)" if row.failed else "")
@@ -155,32 +166,41 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def difference(better: Row, than: Row, metric: str) -> Difference | None:
-    """Mean over common seeds of better - than, with its 95 % t interval; None without a common seed."""
-    from scipy.stats import t  # a second to import
+    """Mean over common seeds of better - than; None without a common seed.
 
+    Seeds of a study share their clips, so that an interval over seeds alone would hold for these clips only.
+    """
     sign = -1 if direction([better, than], metric) is False else 1
     a, b = better.values(metric), than.values(metric)
     pairs = [sign * (a[seed] - b[seed]) for seed in sorted(set(a) & set(b))]
     if not pairs:
         return None
-    half = math.inf
-    if len(pairs) > 1:
-        half = float(t.ppf(0.975, len(pairs) - 1)) * stdev(pairs) / math.sqrt(len(pairs))
-    clips = [sign * d for seed in sorted(set(a) & set(b)) for d in clip_differences(better, than, seed, metric)]
+    clips = [sign * mean(d) for d in clip_differences(better, than, sorted(set(a) & set(b)), metric).values()]
+    half = max(map(half_width, [pairs, *([clips] if len(clips) > 1 else [])])) if len(pairs) > 1 else math.inf
     won = sum(d > 0 for d in clips)
     return Difference(mean(pairs), mean(pairs) - half, mean(pairs) + half, len(pairs), (won, len(clips)))
 
 
-def clip_differences(a: Row, b: Row, seed: int, metric: str) -> list[float]:
-    """a - b for the clips that both runs of a seed sampled."""
-    first = {s.key: s.metrics.get(metric) for s in a.runs[seed].samples}
-    second = {s.key: s.metrics.get(metric) for s in b.runs[seed].samples}
-    keys = [k for k in first if k in second and first[k] is not None and second[k] is not None]
-    return [first[k] - second[k] for k in keys]
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % t interval of their mean."""
+    from scipy.stats import t  # a second to import
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def clip_differences(a: Row, b: Row, seeds: Sequence[int], metric: str) -> dict[tuple, list[float]]:
+    """Clip -> a - b at each seed at which both runs sampled it."""
+    found: dict[tuple, list[float]] = {}
+    for seed in seeds:
+        first, second = ({s.clip: s.metrics.get(metric) for s in row.runs[seed].samples} for row in (a, b))
+        for clip in first:
+            if first[clip] is not None and second.get(clip) is not None:
+                found.setdefault(clip, []).append(first[clip] - second[clip])
+    return found
 
 
 def judge(finding: Finding, rows: Sequence[Row]) -> Verdict:
-    """What the paired differences over seeds say about a claim; an interval that holds 0 says nothing either way.
+    """What the paired differences say about a claim; an interval that holds 0 says nothing either way.
 
     Nor is a wide one no loss: a kept metric's interval must end above -margin (non-inferiority), and not lie below 0.
     """
@@ -204,7 +224,7 @@ def judge(finding: Finding, rows: Sequence[Row]) -> Verdict:
     if main.high < 0:
         return Verdict("does not show", f"{said} It is worse.")
     if main.low <= 0:
-        return Verdict("within spread", f"{said} These seeds cannot tell the two apart at this scale.")
+        return Verdict("within spread", f"{said} These seeds and clips cannot tell the two apart at this scale.")
     if finding.keeping and kept is None:
         return Verdict("undecided", f"{said} Better, but {label(finding.keeping)} was not measured at a seed of both.")
     if kept and kept.high < 0:
