@@ -74,7 +74,11 @@ def test_the_sum_is_the_sum_and_every_term_is_counted_by_hand():
     assert {k: v * GIB for k, v in plan.items() if k != "sum"} == pytest.approx(by_hand)
     assert plan["sum"] * GIB == pytest.approx(sum(by_hand.values()))
     gathered = lambda **how: memory(COUNTS, 1, **how)["gathered blocks"] * GIB
-    assert gathered(gathers=True) == pytest.approx(2 * 2 * 90) and gathered(gathers=False) == pytest.approx(2 * 1000)
+    assert gathered(gathers=True) == pytest.approx(2 * 2 * 90)
+    # Autocast's copies: of what is trained (100), of a frozen block (90) while it runs; of all if none is run again.
+    assert gathered(checkpointing=True) == pytest.approx(2 * (100 + 90))
+    assert gathered(checkpointing=False) == pytest.approx(2 * 1000)
+    assert gathered(checkpointing=True, weight_bytes=2) == pytest.approx(2 * 100)
 
 
 def test_shards_divide_state_but_not_activations_or_frozen_parts():

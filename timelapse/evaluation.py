@@ -30,7 +30,7 @@ def evaluate_run(run: Any) -> float | None:
     chosen = {path.stem: path for path in sorted(folder.glob("*.json"))}
     if not chosen:
         raise ValueError(f"{folder} has no samples to measure; add the stage: stages=[sample,evaluate,report]")
-    metrics = build_all(run.cfg.metric)
+    metrics = build_all(run.cfg.get("metric") or {})
     for metric in metrics.values():
         for net in (metric.net, getattr(metric, "clip_net", None)):
             if net is not None:

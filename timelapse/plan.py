@@ -75,7 +75,8 @@ def memory(
     """GiB per device. shards: devices that share parameters, gradients, optimizer and average (1 for DDP).
 
     weight_bytes: of a weight that is not trained; those that are have 4. gathers: FSDP2, which brings a block's weights
-    together where it runs; else autocast keeps 16-bit copies of all. offload: what is shared waits in main memory,
+    together where it runs; else autocast keeps 16-bit copies of what is trained, and casts a frozen weight anew at each
+    use, which backward keeps unless blocks are run again. offload: what is shared waits in main memory,
     in a row that is not in the sum.
     """
     word, share = (2, HALF) if half else (4, 1.0)
@@ -87,10 +88,12 @@ def memory(
         MOMENTS[counts.optimizer]: counts.moments / shards,
         "average of weights (fp32)": 4 * counts.trained / shards if ema else 0,
     }
+    frozen_weights = 0 if weight_bytes == 2 else counts.parameters - counts.trained
+    cast = counts.trained + (min(counts.largest, frozen_weights) if checkpointing else frozen_weights)
     rows = ({} if offload else shared) | {
         "buffers": counts.buffers,
         # FSDP2 gathers one block at a time, and prefetches the next
-        "gathered blocks": 2 * word * counts.largest if gathers else (2 * counts.parameters if half else 0),
+        "gathered blocks": 2 * word * counts.largest if gathers else (2 * cast if half else 0),
         "activations": batch_size * (again if checkpointing else share * counts.kept),
     }
     if counts.maps:  # beside the activations: autograd keeps the turned copies, not these

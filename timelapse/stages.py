@@ -68,11 +68,9 @@ def cache(run: Run) -> None:
 
 def fit(run: Run) -> None:
     """Train to cfg.train.steps, going on from the run's last checkpoint if there is one."""
-    from lightning.pytorch.callbacks import LearningRateMonitor
-
     from timelapse.callback.checkpoint import Checkpoints, Preempted, newest
     from timelapse.callback.memory import PeakMemory
-    from timelapse.callback.progress import StepProgress
+    from timelapse.callback.progress import StepProgress, StepRate
     from timelapse.checkpoint import OneFile
     from timelapse.dataset.module import Clips
     from timelapse.plan import too_large, uncounted
@@ -86,7 +84,7 @@ def fit(run: Run) -> None:
         Checkpoints(folder, cfg.train.checkpoint_every, cfg.train.validate_every, cfg.train.keep),
         PeakMemory(),
         StepProgress(),
-        LearningRateMonitor("step"),
+        StepRate("step"),
     ]
     pinned = run.device.type == "cuda"
     data = Clips(run.train_clips, run.validation_clips, cfg.train.batch_size, cfg.seed, cfg.train.workers, pinned)
@@ -102,7 +100,7 @@ def fit(run: Run) -> None:
                 cfg.sample.batch_size,
                 listed(cfg.sample.frames)[0],
                 sampler,
-                build_all(cfg.metric),
+                build_all(cfg.get("metric") or {}),
             )
         )
     trainer = build(
@@ -187,7 +185,9 @@ def export(run: Run) -> None:
     merge = {"merge": True} if run.cfg.export.merge else {}  # only models with a LoRA know the word
     with run.module.averaged():
         run.model.export(folder, **merge)
-    log.info(f"exported: {folder}")
+    dtype = run.cfg.model.get("frozen_dtype", "float32")
+    mixed = dtype != "float32" and (folder / "model_index.json").exists()
+    log.info(f"exported: {folder}" + (f"; open with from_pretrained(..., torch_dtype=torch.{dtype})" if mixed else ""))
 
 
 def ship(run: Run) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_run  # noqa: E402
+from small import killed_at, small_run  # noqa: E402
 
 from timelapse.callback.checkpoint import newest, whole  # noqa: E402
 from timelapse.callback.history import read_rows  # noqa: E402
@@ -133,6 +133,48 @@ def test_sigterm_saves_the_step_in_hand_and_leaves_its_validation_to_the_next_ru
     assert validated(tmp_path) == [0]
     fit(small_run(tmp_path, f"train.steps={STEPS}"))
     assert same(tmp_path, uncut)
+
+
+def test_sigterm_in_the_last_validation_keeps_the_last_step(tmp_path):
+    run = small_run(tmp_path, "train.steps=4")
+    validate = run.module.validation_step
+
+    def preempted(*args):
+        if run.module.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        return validate(*args)
+
+    run.module.validation_step = preempted
+    with pytest.raises(SystemExit) as end:
+        fit(run)
+    assert end.value.code == 143 and newest(tmp_path / "checkpoints").name == "step000004.ckpt"
+    assert not [*(tmp_path / "checkpoints").glob("*.held")]
+    fit(small_run(tmp_path, "train.steps=4"))  # nothing is left to do, and that is no error
+
+
+def test_a_run_that_goes_on_with_other_parts_to_a_step_takes_the_same_steps(tmp_path):
+    """As on half as many GPUs: as many clips a step, the same ones, and validated after the same steps."""
+    parts, whole_steps = ["train.accumulate=2", "train.batch_size=1"], ["train.batch_size=2"]
+    for name, first, then in (
+        ("one", whole_steps, whole_steps),
+        ("less", whole_steps, parts),
+        ("more", parts, whole_steps),
+    ):
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(killed_at(small_run(tmp_path / name, f"train.steps={STEPS}", *first), 2))
+        fit(small_run(tmp_path / name, f"train.steps={STEPS}", *then))
+    expected = weights(tmp_path / "one")
+    for name in ("less", "more"):
+        assert validated(tmp_path / name) == validated(tmp_path / "one")
+        found = weights(tmp_path / name)
+        assert max((found[k].float() - expected[k].float()).abs().max() for k in expected) < 2e-5
+        steps = [
+            row["step"]
+            for row in read_rows(tmp_path / name / "metrics.csv")
+            if any(name.startswith("lr-") for name in row)
+        ]
+        assert len(steps) == len(set(steps)) == STEPS  # the rate, once a step
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(uncut, tmp_path, caplog):

@@ -1,8 +1,16 @@
-"""A progress bar that knows where a run of a given number of steps ends."""
+"""A progress bar that knows where a run of a given number of steps ends; the learning rate, once a step."""
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+
+
+class StepRate(LearningRateMonitor):
+    """Not once for each of the batches that a step accumulates."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if index % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_start(trainer, module, batch, index)
 
 
 class StepProgress(TQDMProgressBar):

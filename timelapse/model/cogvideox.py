@@ -195,7 +195,7 @@ class CogVideoX:
     def _part(self, part: str, kind: type, dtype: torch.dtype) -> nn.Module:
         """The module of a part with its weights; only shapes when built on the meta device."""
         source, numbers = self._source(part), self.numbers[part]
-        if torch.get_default_device().type != "meta" and weights.is_hub(source):
+        if not weights.meta() and weights.is_hub(source):
             folder = {"text": "text_encoder"}.get(part, part)
             name = "dtype" if part == "text" else "torch_dtype"  # transformers 5 renamed it, diffusers did not
             module = weights.from_hub("cogvideox", kind.from_pretrained, source, folder, **{name: dtype})
@@ -204,7 +204,7 @@ class CogVideoX:
             return module
         with weights.seeded(self.seed):
             module = kind(T5Config(**numbers)) if part == "text" else kind(**numbers)
-        if torch.get_default_device().type != "meta":
+        if not weights.meta():
             if source is not None:
                 weights.shipped("cogvideox", part, source, module, numbers)
             elif part == "transformer" and self.zero_init:

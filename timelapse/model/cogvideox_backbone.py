@@ -60,7 +60,10 @@ class Backbone(nn.Module):
 
         time = model.time_embedding(model.time_proj(t.expand(len(zt))).to(dtype), None)
         joint = model.embedding_dropout(model.patch_embed(tokens, latent))
-        text, video = joint[:, : tokens.shape[1]], joint[:, tokens.shape[1] :]
+        # Laid out as what blocks give: the first one would have a graph of its own else.
+        text, video = (
+            part.contiguous() for part in joint.split([tokens.shape[1], joint.shape[1] - tokens.shape[1]], 1)
+        )
         hidden = {}
         for layer, block in enumerate(self.blocks()):
             if self.gradient_checkpointing and torch.is_grad_enabled():

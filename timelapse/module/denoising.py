@@ -111,7 +111,8 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         """
         if self.backbone is None:
             if strategy is None:
-                self.backbone = self.model.backbone
+                with torch.device("cpu"):  # Lightning's context would draw a LoRA with a GPU's own generator
+                    self.backbone = self.model.backbone
             else:  # no process ever holds the whole model: shapes, shards, then each its part of the weights
                 from timelapse.sharding import shard
 
