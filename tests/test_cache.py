@@ -1,5 +1,6 @@
 """The cache gives what encoding online gives, notices damage, and never answers for other weights."""
 
+import json
 import multiprocessing
 import os
 import sys
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
 from timelapse.build import build as make  # noqa: E402
-from timelapse.cache import Store, cached, digest, empty_caption, rank, share  # noqa: E402
+from timelapse.cache import Store, cached, digest, empty_caption, known, merge, rank, share  # noqa: E402
 from timelapse.dataset.module import collate  # noqa: E402
 from timelapse.encoder.videomae import VideoMAE  # noqa: E402
 from timelapse.fingerprint import code, fingerprint  # noqa: E402
@@ -390,3 +391,10 @@ def test_what_another_job_makes_counts_too(run, tmp_path):
     filled = cached(photos, tmp_path, {"spec": 1}, run.model, None, torch.device("cpu"), batch_size=2)
     first.join(60)
     assert first.exitcode == 0 and filled[3]["key"] == "photo-003"
+
+
+def test_runs_that_share_a_folder_keep_each_others_clips(run, tmp_path):
+    found = known(store := Store(build(run, tmp_path).folder))[0]
+    store.write("part-0-x.json", json.dumps({"clips": {"k": "1"}, "captions": {"k": ""}}).encode())
+    merge(store, {}, {"k": "1"})
+    assert known(store)[0] == {**found, "k": {"1"}}

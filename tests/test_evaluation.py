@@ -21,6 +21,21 @@ def refuse(word: str) -> None:
     raise AssertionError(f"{word} is not JSON")
 
 
+def test_real_clips_are_measured_from_the_given_frame_too(tmp_path: Path):
+    """A clip that is its own truth drifts as far as the real one, wherever it was given."""
+    (tmp_path / "samples").mkdir()
+    clip = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 1, 5).view(
+        5, 1, 1, 1
+    )
+    for name in ("a", "a.truth"):
+        write_video(tmp_path / f"samples/{name}.mkv", clip, lossless=True)
+    (tmp_path / "samples/a.json").write_text(json.dumps({"caption": "", "known": [2], "frames": 5}))
+    metric = {"colour_drift": {"_target_": "timelapse.metric.colour_drift.ColourDrift"}}
+    evaluate_run(SimpleNamespace(out=tmp_path, cfg=OmegaConf.create({"metric": metric, "seed": 0})))
+    drift = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]["colour_drift"]
+    assert drift["value"] == drift["truth"] > 0
+
+
 def test_what_is_no_number_is_null_on_disk_and_is_read_again(tmp_path: Path):
     """Of two clips one has no truth; and a mean square error's range has no end."""
     (tmp_path / "samples").mkdir()

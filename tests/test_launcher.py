@@ -87,7 +87,8 @@ def test_a_failed_job_does_not_stop_the_others_and_finished_ones_are_skipped(app
     assert len((app / "runs/2/ran").read_text().splitlines()) == 2  # a failed job is tried again
 
 
-def test_stopping_the_sweep_stops_what_its_jobs_started(app: Path):
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])  # of a cluster, of a terminal that closes
+def test_stopping_the_sweep_stops_what_its_jobs_started(app: Path, end: int):
     env = {**os.environ, "PYTHONPATH": f"{app}:{Path(__file__).parents[1]}"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     sweep = subprocess.Popen(command("x=9,1"), cwd=app, env=env, **quiet)
@@ -95,12 +96,20 @@ def test_stopping_the_sweep_stops_what_its_jobs_started(app: Path):
     while not (marker.exists() and marker.read_text()):
         assert sweep.poll() is None
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGTERM)
+    sweep.send_signal(end)
     assert sweep.wait() != 0
     child = int(marker.read_text())
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
     assert not (app / "runs/1").exists()  # the next job was not started
+
+
+def test_jobs_that_would_replace_each_others_results_are_refused(app: Path):
+    env = {**os.environ, "PYTHONPATH": f"{app}:{Path(__file__).parents[1]}"}
+    (app / "conf/config.yaml").write_text(CONFIG.replace("x: 1\n", "x: 1\nsample: 0\n"))
+    done = subprocess.run(command("x=1", "sample=0,8"), cwd=app, env=env, capture_output=True, text=True)
+    assert done.returncode != 0 and "'x=1 sample=0' and 'x=1 sample=8' would be one run, runs/1" in done.stderr
+    assert not (app / "runs/1").exists()
 
 
 def test_finished_means_every_stage_asked_for(tmp_path: Path):
@@ -127,6 +136,7 @@ def test_the_error_shown_is_the_line_that_says_why(tmp_path: Path):
     )
     assert last_error(log, 1) == "my.CustomError: this"
     assert last_error(log, -9) == "killed by SIGKILL, out of memory?"
+    assert last_error(log, 143, start=log.stat().st_size).startswith("exit status 143")  # not an earlier attempt's
     log.write_text("")
     assert last_error(log, 3) == "exit status 3, the log is empty"
     assert clock(3725) == "1:02:05"

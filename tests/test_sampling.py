@@ -244,3 +244,11 @@ def test_clips_of_several_shapes_go_through_all_stages(tmp_path, monkeypatch):
     assert sorted(made.values()) == sorted([(4, 3, 32, 64)] * 4 + [(6, 3, 64, 32)] * 4)  # each with its truth
     evaluate_run(run)
     assert json.loads((run.folder / "metrics.json").read_text())["subject_consistency_n"] == 4
+
+    typed += ["dataset.val_share=0.3", "dataset.buckets=[[6,64,32]]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # one shape, which is not `video`'s
+        alone = Run(frozen(compose("config", [*SMALL, *typed])), tmp_path / "alone")
+    alone.freeze()
+    sample_clips(alone)
+    said = [json.loads(path.read_text()) for path in (alone.folder / "samples").glob("*.json")]
+    assert said and all(clip["known"] == [0] and clip["frames"] == 6 for clip in said)

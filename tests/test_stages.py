@@ -14,9 +14,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
 
+from timelapse.atomic import alone  # noqa: E402
 from timelapse.callback.checkpoint import newest  # noqa: E402
 from timelapse.checkpoint import read  # noqa: E402
-from timelapse.dataset.write import read_video  # noqa: E402
+from timelapse.dataset.write import read_video, write_video  # noqa: E402
 from timelapse.parts import Run  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
@@ -216,3 +217,24 @@ def test_own_pictures_leave_what_the_run_has_finished_as_it_is(tmp_path, monkeyp
     stages.run_stages(cfg)
     assert finished(tmp_path / "run", ["fit", "sample", "evaluate", "report"])
     assert not finished(tmp_path / "run", ["sample"], hydra.overrides.task)
+
+
+def test_a_run_does_not_go_on_over_changed_footage(tmp_path, monkeypatch):
+    """A clip that it was trained on may be held out now."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
+    (tmp_path / "footage").mkdir()
+    for n in range(3):
+        write_video(tmp_path / f"footage/{n}.mp4", torch.rand(12, 3, 32, 32) * 2 - 1)
+    typed = ["dataset=clips", f"dataset.root={tmp_path}/footage", "dataset.windows=1", *QUICK]
+    fit(small_run(tmp_path / "run", *typed))
+    fit(small_run(tmp_path / "run", *typed))  # nothing came: it goes on
+    write_video(tmp_path / "footage/3.mp4", torch.rand(12, 3, 32, 32) * 2 - 1)
+    with pytest.raises(ValueError, match="was trained on other clips than there are now.*name=finetune_only_2"):
+        fit(small_run(tmp_path / "run", *typed))
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    """A job that outlived its sweep, and the same command typed again."""
+    with alone(tmp_path / ".training", ""), pytest.raises(ValueError, match="is being trained by another process"):
+        fit(small_run(tmp_path, *QUICK))
+    fit(small_run(tmp_path, *QUICK))

@@ -164,6 +164,24 @@ def test_under_slurm_the_jobs_of_a_study_are_as_large_as_the_trainer_that_was_ty
     assert (params["nodes"], params["tasks_per_node"], params["gpus_per_node"]) == (4, 8, 8)
 
 
+def test_baselines_of_a_shipped_study_are_not_trained_where_the_stages_are_typed():
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from timelapse.study import composed_stages
+
+    typed = ["+study=keyframe_table", "stages=[fit,sample,evaluate]"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        HydraConfig.instance().set_config(cfg := compose("config", typed, return_hydra_config=True))
+        try:
+            jobs = expand({**OmegaConf.to_container(cfg.study), "seeds": [0]}, typed, composed_stages)
+        finally:
+            HydraConfig.instance().cfg = None
+    trained = [row for row, _, overrides in jobs if "stages=[fit,sample,evaluate]" in overrides]
+    assert trained == ["ours", "without_rotation"] and len(jobs) == 7
+
+
 def test_every_row_of_the_shipped_studies_composes_and_findings_name_rows():
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf

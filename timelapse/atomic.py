@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all: a kill or a full disk leaves the one that was there."""
+"""Files that are written whole or not at all: a kill or a full disk leaves the one that was there. And a lock."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,18 @@ def finite(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextmanager
+def alone(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a lock on `path` within, which goes with this process however that ends; ValueError(otherwise) where another
+    process holds it. File systems without locks let everyone in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(otherwise) from None
+        except OSError:
+            pass
+        yield

@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch.distributed.tensor import DTensor
 
+from timelapse.atomic import alone
 from timelapse.build import build, build_all, frozen
 from timelapse.cache import rank
 from timelapse.finished import SAMPLED, mark_finished
@@ -118,8 +120,12 @@ def fit(run: Run) -> None:
     last = newest(folder)
     if last:
         log.info(f"going on from {last}")
+    busy = (
+        f"{run.folder} is being trained by another process; wait for it, or stop it"  # left by a sweep that was killed
+    )
     try:
-        trainer.fit(run.module, data, ckpt_path=last, weights_only=True)
+        with alone(run.folder / ".training", busy) if rank() == 0 else nullcontext():
+            trainer.fit(run.module, data, ckpt_path=last, weights_only=True)
     except Preempted as stopped:
         log.info(f"{stopped}; the same command goes on from there")
         raise SystemExit(143 if rank() == 0 else 0) from None  # a child that fails would have its parent killed

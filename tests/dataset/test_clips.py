@@ -1,6 +1,7 @@
 import json
 import re
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,42 @@ def test_a_source_is_shown_in_the_bucket_that_crops_it_least_and_then_as_long_as
     assert clips.shapes == sorted(clips.shapes, key=lambda shape: buckets.index(list(shape)))
     with pytest.raises(ValueError, match="each is \\[frames, height, width\\]"):
         Clips(tmp_path / "v", buckets=[[5, 16]])
+
+
+def test_strides_of_an_uneven_video_are_intervals(tmp_path, make_video):
+    even = make_video(tmp_path / "even.mp4", frames=24, rate=10)
+    (tmp_path / "v").mkdir()
+    with av.open(str(even)) as source, av.open(str(tmp_path / "v" / "a.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                slower = 2 if packet.pts * source.streams.video[0].time_base >= 1.2 else 1
+                packet.pts, packet.dts, packet.stream = packet.pts * slower, None, stream
+                target.mux(packet)
+    shown = Clips(tmp_path / "v", split="all", fractions=[], strides=[4], windows=1, **SMALL).clips[0]
+    assert shown.window.interval == pytest.approx(4 * 4.6 / 23)  # four frames of the mean rate
+    with pytest.raises(ValueError, match="set dataset.fractions or fewer frames"):
+        Clips(tmp_path / "v", split="all", fractions=[], strides=[50], **SMALL)
+
+
+def test_a_corrected_clock_is_another_dataset(tmp_path, make_photo):
+    """The same files serve, but the cache's seconds would be the old ones."""
+    make_photo(tmp_path / "g" / "a.png", 0), make_photo(tmp_path / "g" / "b.png", 1)
+    prints = set()
+    for times in ([0, 100], [0, 100], [0, 101]):
+        row = {"id": "g", "frames": ["g/a.png", "g/b.png"], "seconds": times}
+        write_manifest(tmp_path / "m.jsonl", [row])
+        prints.add(Clips(tmp_path / "m.jsonl", split="all", frames=2, height=16, width=16).fingerprint())
+    assert len(prints) == 2
+
+
+def test_a_rows_own_rate_times_its_photographs(tmp_path, make_photo):
+    for n in range(5):
+        make_photo(tmp_path / "g" / f"{'edcba'[n]}.png", n)
+    row = {"id": "g", "frames": [f"g/{c}.png" for c in "edcba"], "fps": 0.01}
+    write_manifest(tmp_path / "m.jsonl", [row])
+    item = Clips(tmp_path / "m.jsonl", split="all", fractions=[1.0], **SMALL)[0]
+    assert item["seconds"].tolist() == [0, 100, 200, 300, 400]
 
 
 def test_a_gap_rejects_the_windows_over_it(tmp_path, make_photo, number_of):
