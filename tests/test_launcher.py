@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from timelapse.finished import finished, mark_finished
-from timelapse.launcher import clock, last_error
+from timelapse.launcher import Job, check_apart, clock, last_error
 
 APP = """
 import os, subprocess, sys, time
@@ -110,6 +110,9 @@ def test_jobs_that_would_replace_each_others_results_are_refused(app: Path):
     done = subprocess.run(command("x=1", "sample=0,8"), cwd=app, env=env, capture_output=True, text=True)
     assert done.returncode != 0 and "'x=1 sample=0' and 'x=1 sample=8' would be one run, runs/1" in done.stderr
     assert not (app / "runs/1").exists()
+    own = {"stages": ["sample", "evaluate"], "input": {"image": "a.jpg"}}
+    for alike in (own, {"stages": ["plan"]}):  # own pictures have folders of their own
+        check_apart([Job(i, [f"y={i}"], app / "runs/1", None, alike) for i in range(2)])
 
 
 def test_finished_means_every_stage_asked_for(tmp_path: Path):

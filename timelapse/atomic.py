@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def alone(path: Path, otherwise: str) -> Iterator[None]:
     process holds it. File systems without locks let everyone in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
+        os.register_at_fork(after_in_child=file.close)  # a data worker would hold it on
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -27,7 +27,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from timelapse.finished import finished
+from timelapse.finished import SAMPLED, finished
 from timelapse.job import command, ends, last_error, score, signal_group, start, tail
 
 log = logging.getLogger(__name__)
@@ -185,6 +185,10 @@ def check_apart(jobs: Sequence[Job]) -> None:
     """ValueError where a job would replace what another one of the sweep made."""
     first: dict[Path, Job] = {}
     for job in jobs:
+        stages, asked = {*(job.config.get("stages") or [])}, job.config.get("input") or {}
+        own = stages <= SAMPLED and any(asked.get(name) is not None for name in ("image", "frames"))
+        if own or stages == {"plan"}:  # own pictures have folders of their own; a plan writes nothing
+            continue
         other = first.setdefault(job.run_dir, job)
         if other.overrides != job.overrides:
             raise ValueError(

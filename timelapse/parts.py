@@ -325,12 +325,12 @@ class Run:
         said = json.loads(path.read_text()) if path.exists() else {}
         footage = said.get("footage", {}) | ({split: dataset.summary()} if hasattr(dataset, "summary") else {})
         said |= {"skipped": self.skipped, "notes": self.stand_ins()} | ({"footage": footage} if footage else {})
-        if split == "train" and "fit" in self.cfg.stages and hasattr(dataset, "fingerprint"):
-            now = blake2b(dataset.fingerprint().encode(), digest_size=8).hexdigest()
+        if split == "train" and "fit" in self.cfg.stages and hasattr(dataset, "keys"):
+            now = blake2b(json.dumps(dataset.keys).encode(), digest_size=8).hexdigest()
             if self.trained and said.get("trained_on", now) != now:  # clips it has seen may be held out now
                 raise ValueError(
-                    f"{self.folder} was trained on other clips than there are now (files came, went or changed); "
-                    f"put them back, or give this run its own name: name={self.cfg.name}_2"
+                    f"{self.folder} was trained on other clips than there are now: files came or went; put them back, "
+                    f"or give this run its own name: name={self.cfg.name}_2"
                 )
             said["trained_on"] = now
         write_json(path, said)

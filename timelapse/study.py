@@ -36,8 +36,8 @@ def expand(
     A later override of the same key takes the place of an earlier one: common, then the row's, then what was
     typed beside `+study=`. A row `{sampled_from: other, overrides: [...]}` is the other's training sampled in another
     way: it has the other's overrides too, and every stage but `fit`. Nor do typed stages bring `fit` to a row that is
-    not trained by itself; with no other stage there is no job for it. stages_of: the stages that a row's overrides
-    alone come to. ValueError when a seed is typed, or two rows would be one run.
+    not trained by itself; with no other stage there is no job for it. stages_of: the stages that overrides
+    come to. ValueError when a seed is typed, or two rows would be one run.
     """
     typed = [o for o in typed if key_of(o).split(".")[0] not in OF_THE_STUDY]
     if any(key_of(o) == "seed" for o in typed):
@@ -48,12 +48,12 @@ def expand(
     for name, source in sources(rows).items():
         if source not in rows or isinstance(rows[source], dict):
             raise ValueError(f"study.rows.{name} is sampled from {source!r}, which is no row that is trained")
-    chosen = {}
+    chosen, beside = {}, [o for o in typed if key_of(o) != "stages"]
     for row, own in rows.items():
         sampled = isinstance(own, dict)
         own = [*(study.get("common") or []), *([*rows[own["sampled_from"]], *own["overrides"]] if sampled else own)]
         chosen[row] = {key_of(o): o for o in [*own, *typed]}
-        if sampled or (any(key_of(o) == "stages" for o in typed) and "fit" not in stages_of(own)):
+        if sampled or (len(beside) < len(typed) and "fit" not in stages_of([*own, *beside])):
             asked = chosen[row].get("stages", "stages=[sample,evaluate,report]").partition("=")[2].strip("[]")
             kept = [s.strip() for s in asked.split(",") if s.strip() != "fit"]
             chosen[row]["stages"] = f"stages=[{','.join(kept)}]"

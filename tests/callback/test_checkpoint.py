@@ -135,7 +135,7 @@ def test_sigterm_saves_the_step_in_hand_and_leaves_its_validation_to_the_next_ru
     assert same(tmp_path, uncut)
 
 
-def test_sigterm_in_the_last_validation_keeps_the_last_step(tmp_path):
+def test_sigterm_in_the_last_validation_ends_the_run_after_it(tmp_path):
     run = small_run(tmp_path, "train.steps=4")
     validate = run.module.validation_step
 
@@ -149,7 +149,7 @@ def test_sigterm_in_the_last_validation_keeps_the_last_step(tmp_path):
     with pytest.raises(SystemExit) as end:
         fit(run)
     assert end.value.code == 143 and newest(tmp_path / "checkpoints").name == "step000004.ckpt"
-    assert not [*(tmp_path / "checkpoints").glob("*.held")]
+    assert not [*(tmp_path / "checkpoints").glob("*.held")] and validated(tmp_path) == [0, 3]
     fit(small_run(tmp_path, "train.steps=4"))  # nothing is left to do, and that is no error
 
 

@@ -81,6 +81,8 @@ def test_running_numbers_behind_a_date_are_no_time_of_day():
     assert capture_times(names, [None] * 120, 600) == ([600.0 * n for n in range(120)], "photo_interval")
     assert capture_times(names, [None] * 120)[1] == "nothing"
     clock = ["a_20200501_0600.jpg", "a_20200501_1800.jpg"]
+    for beside in ("cover_2020-04-30.jpg", "IMG-20200430-WA0003.jpg"):  # has no number where others have the hour
+        assert capture_times([*clock, beside], [None] * 3)[0][:2] == capture_times(clock, [None] * 2)[0]
     times, rule = capture_times(clock, [None] * 2, 600)
     assert times[1] - times[0] == 12 * 3600 and rule == "file name"
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from timelapse.dataset.write import write_video
 from timelapse.identity import identity
 from timelapse.report.run_files import RunFiles, Sample
 from timelapse.report.study_table import MD, SC, Finding, Row, difference, group_runs, judge, markdown, write_csv
@@ -45,12 +47,11 @@ def test_seeds_that_agree_do_not_hide_how_clips_differ():
 
 def test_other_clips_of_the_same_name_are_not_paired(tmp_path: Path):
     """Folders and worlds call their clips alike; what was given, and the real clip, tell them apart."""
-    sample = lambda truth, known: Sample("k0", "", known, 5, None, {"truth": tmp_path / f"{truth}.mp4"}, {SC: 1.0})
-    for name in "xy":
-        (tmp_path / f"{name}.mkv").write_bytes(name.encode())
     rows = []
-    for name, truth, known in (("a", "x", [0]), ("b", "x", [0]), ("c", "y", [0]), ("d", "x", [2])):
-        rows.append(Row(name, {0: replace(run({SC: 1.0}), samples=[sample(truth, known)])}))
+    for name, grey, known in (("a", 0.0, [0]), ("b", 0.0, [0]), ("c", 0.5, [0]), ("d", 0.0, [2])):
+        write_video(tmp_path / f"{name}.mkv", torch.full((3, 3, 16, 16), grey), lossless=True)
+        sample = Sample("k0", "", known, 3, None, {"truth": tmp_path / f"{name}.mp4"}, {SC: 1.0})
+        rows.append(Row(name, {0: replace(run({SC: 1.0}), samples=[sample])}))
     assert [difference(rows[0], other, SC).clips[1] for other in rows[1:]] == [1, 0, 0]
 
 

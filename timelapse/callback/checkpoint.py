@@ -26,8 +26,8 @@ class Checkpoints(Checkpoint):
     on from one where a validation is due (every `validate_every` steps) validates first: metrics.csv ends up as if
     there had been no interruption. Before its first step and after its last a run validates too (unless it does after
     each): where the last was not due, a kill costs that validation and nothing else.
-    SIGTERM (a cluster's preemption) saves after the step in hand and raises `Preempted`, without validating; nor does
-    the last step wait for its validation then.
+    SIGTERM (a cluster's preemption) saves after the step in hand and raises `Preempted`, without validating; after the
+    last step it does so once that is validated, which no later start would make up for.
     """
 
     def __init__(self, folder: Path, every: int, validate_every: int, keep: int | None = 2):
@@ -70,7 +70,7 @@ class Checkpoints(Checkpoint):
         if (index + 1) % trainer.accumulate_grad_batches:  # between the parts of a step there is nothing to resume
             return
         step, last = trainer.global_step, trainer.global_step >= trainer.max_steps > 0
-        self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+        self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False) and not last
         if step != self.saved and (step % self.every == 0 or self.due(step) or last or self.stop):
             path = self.folder / f"step{step:06d}.ckpt"
             trainer.should_stop |= last  # with which Lightning validates, due or not
@@ -87,22 +87,24 @@ class Checkpoints(Checkpoint):
         self.go_on(trainer)
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+        signalled = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+        self.stop = signalled and not trainer.global_step >= trainer.max_steps > 0
         self.go_on(trainer)
 
     def go_on(self, trainer: L.Trainer) -> None:
         writer(trainer).release()
         if self.stop:
-            self.on_train_end(trainer)
+            self.finish(trainer)
+            raise Preempted(f"stopped by SIGTERM after step {trainer.global_step}")
 
-    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        signalled = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
         self.finish(trainer)
         if self.held and trainer.is_global_zero and self.held.with_suffix(".held").exists():
             self.held.with_suffix(".held").replace(self.held)
         self.prune(trainer)
-        if self.stop:
-            raise Preempted(f"stopped by SIGTERM after step {trainer.global_step}")
+        if signalled:  # the stages that follow wait for the next start
+            raise Preempted(f"stopped by SIGTERM after the last step, {trainer.global_step}")
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         """End the processes that Lightning started beside this one: they wait for it in a collective, until a timeout.

@@ -108,6 +108,12 @@ def name_seconds(name: str, clock: bool = True) -> float | None:
     return calendar.timegm(moment.timetuple()) + float(milli or 0) / 1000
 
 
+def numbered(name: str) -> bool:
+    """Whether a number that is no time of day follows the date: 20200501_0060."""
+    found = None if UNIX.search(name) else DATE.search(name)
+    return bool(found and found[5] is None and re.match(r"[T _.-]*\d", name[found.end() :]))
+
+
 def capture_times(
     names: Sequence[str], exif: Sequence[float | None], interval: float | None = None
 ) -> tuple[list[float | None], str]:
@@ -115,10 +121,10 @@ def capture_times(
 
     One rule serves the whole folder, since a camera's clock and the names' may disagree: the one of EXIF and file
     name that tells the most photographs apart (EXIF on a tie), else the user's interval in the order they are given in.
-    Where only some dates are followed by a time of day, it is a running number: plant_20200501_0001 to _0120.
+    Where what follows a date is no time of day in one name, it is none in any: plant_20200501_0001 to _0120.
     """
-    hours = [found[5] for name in names if not UNIX.search(name) and (found := DATE.search(name))]
-    named = [name_seconds(name, clock=None not in hours) for name in names]
+    clock = not any(numbered(name) for name in names)
+    named = [name_seconds(name, clock) for name in names]
     distinct = lambda times: len({t for t in times if t is not None})
     if max(distinct(exif), distinct(named)) >= 2:
         return (list(exif), "EXIF") if distinct(exif) >= distinct(named) else (named, "file name")

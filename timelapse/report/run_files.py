@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from timelapse.callback.history import read_rows
+from timelapse.dataset.write import read_video
 
 Curve = tuple[list[int], list[float]]  # steps, values
 
@@ -37,8 +38,8 @@ class Sample:
     def clip(self) -> tuple:
         """What samples of the same clip with the same frames given have in common: worlds and folders share keys."""
         exact = (self.videos[name].with_suffix(".mkv") for name in ("truth", "given") if name in self.videos)
-        pictures = [blake2b(path.read_bytes(), digest_size=8).digest() for path in exact if path.exists()]
-        return self.key, *self.known, *pictures
+        pictures = [read_video(path).numpy().tobytes() for path in exact if path.exists()]  # a file's own bytes differ
+        return self.key, *self.known, *(blake2b(picture, digest_size=8).digest() for picture in pictures)
 
 
 @dataclass
