@@ -321,7 +321,8 @@ def merge(store: Store, made_from: dict[str, Any], clips: dict[str, str]) -> Non
     if not parts:
         return
     found, captions = known(store)
-    made = {"made_from": made_from, "clips": {key: min(found[key]) for key in found} | clips, "captions": captions}
+    kept = clips | {key: min(found[key]) for key in sorted(found.keys() - clips.keys())}
+    made = {"made_from": made_from, "clips": kept, "captions": {key: captions[key] for key in kept}}
     store.write("index.json", json.dumps(made, indent=1, default=str).encode())
     for name in parts:
         store.remove(name)
