@@ -106,7 +106,7 @@ def asked(overrides: Sequence[str], of: tuple[str, ...] = ASKED) -> list[str]:
 
 
 def written(override: str) -> str:
-    """ " at <nanoseconds>" of the newest checkpoint that `ckpt=` names: it may have been trained anew."""
+    """When the newest checkpoint that `ckpt=` names was written, " at <nanoseconds>": it may have been trained anew."""
     key, _, value = override.lstrip("+").partition("=")
     if key != "ckpt":
         return ""

@@ -111,9 +111,8 @@ class Run:
                     "module.train_text=false"
                 )
         if "evaluate" in self.cfg.stages or ("fit" in self.cfg.stages and self.cfg.train.sample_every):
-            check_together(
-                build_all(self.cfg.get("metric") or {})
-            )  # built: a feature network whose weights are missing
+            # Built: a feature network whose weights are missing.
+            check_together(build_all(self.cfg.get("metric") or {}))
         if "fit" in self.cfg.stages and wanted in ("gpu", "cuda") and not torch.cuda.is_available():
             if wanted == "cuda" or not torch.backends.mps.is_available():
                 raise ValueError(f"trainer.accelerator={wanted}: this machine shows no GPU; type trainer=cpu")

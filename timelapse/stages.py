@@ -120,9 +120,7 @@ def fit(run: Run) -> None:
     last = newest(folder)
     if last:
         log.info(f"going on from {last}")
-    busy = (
-        f"{run.folder} is being trained by another process; wait for it, or stop it"  # left by a sweep that was killed
-    )
+    busy = f"{run.folder} is being trained by another process; wait for it, or stop it"  # a killed sweep's job, say
     try:
         with alone(run.folder / ".training", busy) if rank() == 0 else nullcontext():
             trainer.fit(run.module, data, ckpt_path=last, weights_only=True)

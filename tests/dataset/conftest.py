@@ -36,6 +36,25 @@ def make_video():
 
 
 @pytest.fixture
+def make_uneven(make_video):
+    """A video of 10 frames a second, whose times from `after` seconds on are `slower` times as large."""
+
+    def make(path, frames, after, slower) -> Path:
+        even = make_video(path.with_suffix(".mp4"), frames=frames, rate=10)
+        with av.open(str(even)) as source, av.open(str(path), "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    factor = slower if packet.pts * source.streams.video[0].time_base >= after else 1
+                    packet.pts, packet.dts, packet.stream = packet.pts * factor, None, stream
+                    target.mux(packet)
+        even.unlink()
+        return path
+
+    return make
+
+
+@pytest.fixture
 def make_photo():
     def make(path, number=0, size=(40, 30), exif=None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         if (index + 1) % trainer.accumulate_grad_batches:  # between the parts of a step there is nothing to resume
             return
-        step, last = trainer.global_step, trainer.global_step >= trainer.max_steps > 0
+        step, last = trainer.global_step, at_last_step(trainer)
         self.stop = trainer.strategy.reduce_boolean_decision(self.signalled, all=False) and not last
         if step != self.saved and (step % self.every == 0 or self.due(step) or last or self.stop):
             path = self.folder / f"step{step:06d}.ckpt"
@@ -88,7 +88,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         signalled = trainer.strategy.reduce_boolean_decision(self.signalled, all=False)
-        self.stop = signalled and not trainer.global_step >= trainer.max_steps > 0
+        self.stop = signalled and not at_last_step(trainer)
         self.go_on(trainer)
 
     def go_on(self, trainer: L.Trainer) -> None:
@@ -151,6 +151,10 @@ class Checkpoints(Checkpoint):
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
             self.before = None
+
+
+def at_last_step(trainer: L.Trainer) -> bool:
+    return trainer.global_step >= trainer.max_steps > 0
 
 
 def writer(trainer: L.Trainer) -> Any:

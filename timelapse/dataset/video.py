@@ -8,7 +8,9 @@ all others, and platforms without a decord wheel, go through PyAV.
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -30,6 +32,9 @@ except ImportError:  # no wheel for this platform
 
 EXTENSIONS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .wmv .flv .3gp .ogv .gif".split())
 NO_TIMES = "no frame times: encode the file again, ffmpeg -i IN -c:v libx264 OUT.mp4"
+# A forked worker that collected a codec which its parent had dropped would wait for the codec's threads, which did not
+# come along, or crash: it leaves alone what was there before it.
+os.register_at_fork(after_in_child=gc.freeze)
 SPOTS = 8  # frames of a file on which decord has to agree with PyAV
 
 
