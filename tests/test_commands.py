@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from timelapse.errors import check_added
@@ -22,19 +23,20 @@ GROUPS = {str(folder.relative_to(CONF)) for folder in CONF.glob("**/*") if folde
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Overrides of each command in a guide's blocks and in its lines; `...` stands for the main experiment."""
+    """What is typed in each command of a guide's blocks and of its lines; `...` stands for the main experiment."""
     text = re.sub(r"\\\n\s*", "", text)  # a command over several lines is one
     fences = re.findall(r"(?ms)^ *```(\w*)\n(.*?)^ *```", text)
     blocks = [block for language, block in fences if language in ("", "bash")] + re.findall(r"(?m)^ {4}\S.*$", text)
     lines = [line.strip() for block in blocks for line in block.splitlines() if RUN in line]
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
-    spans = [s for s in re.findall(r"`([^`\n]+)`", prose) if s.startswith((RUN, "... ", "+experiment=", "+study="))]
+    begins = (RUN, "... ", "+experiment=", "+study=", "input.")
+    spans = [s for s in re.findall(r"`([^`\n]+)`", prose) if s.strip("'").startswith(begins)]
     for line in [*lines, *spans]:
         typed = shlex.split(line.partition(RUN)[2] if RUN in line else line, comments=True)
-        overrides = [o for o in typed if not re.fullmatch(r"-m|\.\.\.|.*=", o)]
-        method = any(key_of(o) in ("experiment", "study", "model") for o in overrides)
-        if overrides:
-            yield overrides if method else [MAIN, *overrides]
+        words = [o for o in typed if not re.fullmatch(r"\.\.\.|.*=", o)]
+        method = any(key_of(o) in ("experiment", "study", "model") for o in words)
+        if words:
+            yield words if method else [MAIN, *words]
 
 
 def first(override: str) -> str:
@@ -44,7 +46,8 @@ def first(override: str) -> str:
     return f"{key}={value}"
 
 
-FOUND = sorted({tuple(map(first, c)) for guide in GUIDES for c in commands(guide.read_text())})
+TYPED = sorted({tuple(c) for guide in GUIDES for c in commands(guide.read_text())})
+FOUND = sorted({tuple(first(o) for o in c if o != "-m") for c in TYPED})
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,13 @@ def test_the_guides_are_found():
     assert len(GUIDES) > 15 and len(FOUND) > 40
     assert ("+experiment=drepa_vjepa", "scale=paper", "trainer=fsdp", "dataset.root=DIR") in FOUND
     assert any("trainer.num_nodes=8" in c for c in FOUND) and any("logger=wandb" in c for c in FOUND)
+
+
+def test_only_a_sweep_has_several_values():
+    """Hydra asks for -m where a comma is not quoted for it, too."""
+    for typed in TYPED:
+        for override in OverridesParser.create().parse_overrides([o for o in typed if o != "-m"]):
+            assert "-m" in typed or not override.is_sweep_override(), override.input_line
 
 
 @pytest.mark.parametrize("typed", FOUND, ids=" ".join)

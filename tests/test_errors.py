@@ -25,6 +25,7 @@ def answer(*overrides):
         ("trainer=abacus", "there are auto, cpu, ddp, fsdp, gpu, hsdp"),
         ("loss=[denoise,drpa]", "did you mean drepa?"),
         ("modl=x", "did you mean model?"),
+        ("input.prompt=a flower blooming, yellow", "quoted twice: 'input.prompt=\"a rose, red\"'"),
     ],
 )
 def test_one_line_names_what_was_meant_or_what_there_is(typed, said):

@@ -1,9 +1,13 @@
 """Digests change with what they are of, and with nothing else."""
 
+import re
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from timelapse.fingerprint import bare, fingerprint
+import timelapse
+from timelapse.fingerprint import CODE, bare, fingerprint
 
 
 def test_a_fingerprint_is_of_every_bit_whatever_the_type():
@@ -19,6 +23,15 @@ def test_a_fingerprint_is_of_every_bit_whatever_the_type():
     held.number += 1
     assert len(seen | {fingerprint(held)}) == len(kinds) + 2
     assert fingerprint(held, without="x") == fingerprint(held, without="x") != fingerprint(held)
+
+
+def test_what_encoders_import_of_ours_is_in_the_code_that_keys_their_features():
+    here = Path(timelapse.__file__).parent
+    keyed = {path for pattern in CODE for path in here.glob(pattern)}
+    harmless = {"timelapse"}  # its assets: weights, which are fingerprinted themselves
+    for path in here.glob("encoder/*.py"):
+        names = re.findall(r"(?m)^\s*from (timelapse[\w.]*) import", path.read_text())
+        assert all(here.parent / f"{n.replace('.', '/')}.py" in keyed for n in {*names} - harmless), (path, names)
 
 
 def test_a_comment_or_a_docstring_changes_nothing_of_code_and_another_number_does():

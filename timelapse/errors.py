@@ -29,6 +29,8 @@ def one_line(error: Exception) -> str:
         options = error.options or options_of(group)
         if options:
             return f"{group}={name}: there is no such {group}; {choice(name, options)}"
+    if first.startswith("Ambiguous value"):
+        return f"{first}; a comma asks for a sweep (-m) unless it is quoted twice: 'input.prompt=\"a rose, red\"'"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and getattr(cause, "key", None) is not None:

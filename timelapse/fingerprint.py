@@ -13,7 +13,8 @@ from torch import nn
 
 PLAIN = (bool, int, float, str, tuple)  # numbers and choices, not what was built from them
 UNTOLD = {"training", "name", "stands_for", "name_or_path"}  # where a module is, not what it computes
-CODE = ("dataset/fit.py", "dataset/photos.py", "dataset/video.py", "encoder/*.py", "model/*codec.py", "model/text.py")
+CODE = ("dataset/fit.py", "dataset/photos.py", "dataset/video.py", "encoder/*.py", "metric/frame_features.py")
+CODE += ("model/*codec.py", "model/text.py")
 LIBRARIES = ("diffusers", "transformers")
 
 

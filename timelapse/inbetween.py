@@ -13,7 +13,7 @@ from torch import Tensor
 
 from timelapse.build import build
 from timelapse.dataset.fit import load_image
-from timelapse.input import check_frames
+from timelapse.input import check_frames, prompt
 from timelapse.sampling import keep_only, on_device, process, save_sample
 
 log = logging.getLogger("timelapse")
@@ -94,7 +94,7 @@ def sample_between(run: Any) -> None:
     files, between = check_frames(cfg.input.frames, cfg.input.between, frames)
     pictures, said = load(files, *size, cfg.dataset.get("fit", "crop"))  # as the training clips were
     sampler = build(cfg.sampler)
-    caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
+    caption = prompt(cfg)
     ends = torch.zeros(1, frames, dtype=torch.bool)
     ends[0, [0, -1]] = True
 

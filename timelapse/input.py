@@ -35,7 +35,7 @@ def check_input(cfg: Any) -> None:
             raise ValueError(
                 f"input.image names {len(images)} pictures, input.frame {len(frames)} places; give one place each"
             )
-        if given(frames, cfg.video.frames).sum() < len(frames):
+        if given(frames, cfg.video.frames, "input.frame").sum() < len(frames):
             raise ValueError(f"input.frame={frames}: two pictures at one place of the clip; give each its own frame")
     if cfg.input.camera is not None:
         if cfg.input.image is None:
@@ -54,6 +54,11 @@ def check_input(cfg: Any) -> None:
         raise ValueError(
             "input.points are where the corners of input.camera=perspective go; type that, or leave them out"
         )
+
+
+def prompt(cfg: Any) -> str:
+    """What one's own picture is said to become; an empty prompt, as typed, is one that says nothing."""
+    return cfg.input.prompt if cfg.input.prompt is not None else cfg.dataset.get("caption") or "time-lapse"
 
 
 def leader(cfg: Any) -> Any:

@@ -27,6 +27,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from timelapse.finished import finished
 
 log = logging.getLogger("timelapse")
+class JobFailed(RuntimeError):
+    """A job of a sweep ended badly; in one line which, why, and where its log is."""
+
+
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run")
 
 
@@ -34,7 +38,7 @@ def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[flo
     """Run the job that Hydra composed, unless it is finished; returns what `objective` names.
 
     SIGTERM and submitit's SIGUSR2 reach the job as SIGTERM, and it may save before whoever installed a handler here
-    goes on (submitit's requeues, and the same job continues). RuntimeError with the line that says why when it fails.
+    goes on (submitit's requeues, and the same job continues). JobFailed when it fails.
     """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
@@ -48,7 +52,7 @@ def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[flo
         process = start(command(hydra, overrides, module), path)
         _wait(process)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(overrides)}: {last_error(path, process.returncode, before)} (log: {path})")
+            raise JobFailed(f"{' '.join(overrides)}: {last_error(path, process.returncode, before)} (log: {path})")
     return score(run_dir, OmegaConf.select(cfg, "objective", default=None)) if place() == 0 else None
 
 

@@ -28,7 +28,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from timelapse.finished import SAMPLED, finished
-from timelapse.job import command, ends, last_error, score, signal_group, start, tail
+from timelapse.job import JobFailed, command, ends, last_error, score, signal_group, start, tail
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class ProcessLauncher(Launcher):
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error
         job.result.status = JobStatus.FAILED
-        job.result.return_value = RuntimeError(f"{job.name}: {error} (log: {job.log})")
+        job.result.return_value = JobFailed(f"{job.name}: {error} (log: {job.log})")
 
     def _stop(self, running: list[Job]) -> None:
         try:

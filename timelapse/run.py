@@ -29,7 +29,8 @@ def main() -> None:
     # tracebacks is kept beside it, for jobs started from here too.
     traceback = os.environ.setdefault("TIMELAPSE_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    from timelapse.launcher import register  # light: no torch
+    from timelapse.job import JobFailed  # light, as is the launcher: no torch
+    from timelapse.launcher import register
 
     register()
     try:
@@ -39,6 +40,11 @@ def main() -> None:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except JobFailed as error:  # the first of them; the launcher's table has all
+        if traceback:
+            raise
+        print(f"error: {error}; the same command runs only what failed again", file=sys.stderr)
+        sys.exit(1)
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:

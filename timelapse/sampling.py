@@ -21,7 +21,7 @@ from timelapse.cache import keys as clip_keys
 from timelapse.cache import rank as launched_rank
 from timelapse.dataset.module import alike, collate, shapes_of
 from timelapse.dataset.write import VideoFile, write_video
-from timelapse.input import given, leader, listed
+from timelapse.input import given, leader, listed, prompt
 from timelapse.parts import UNTRAINED
 
 log = logging.getLogger("timelapse")
@@ -108,7 +108,7 @@ def sample_input(run: Any) -> None:
     if cfg.input.camera is not None:
         layout, lead = led(cfg, images[0])
         video[0] = layout[0]
-    caption = cfg.input.prompt or cfg.dataset.get("caption") or "time-lapse"
+    caption = prompt(cfg)
     name = "-".join(dict.fromkeys(Path(p).stem for p in images))
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:100]
     places = "_".join(map(str, frames))[:60]

@@ -29,6 +29,8 @@ FOR_TRAINING = ("losses.", "judge.")  # what a loss or an adversary owns, of whi
 def run_stages(cfg: DictConfig) -> float | None:
     """Go through `cfg.stages` in order; returns the evaluation's first number for a sweep that optimises, else None."""
     quiet()
+    if isinstance(cfg.stages, str):
+        raise ValueError(f"stages={cfg.stages} is no list; type 'stages=[{cfg.stages}]'")
     unknown = [s for s in cfg.stages if s not in STAGES]
     if unknown or not cfg.stages:
         raise ValueError(f"stages={list(cfg.stages)}: unknown {unknown}; choose from {', '.join(STAGES)}")

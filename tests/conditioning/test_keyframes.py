@@ -149,5 +149,11 @@ def test_wrong_frames_are_explained(codec, video):
         Keyframes(counts=(20,)).draw(17, generators(1)[0])
     with pytest.raises(ValueError, match="counts"):
         Keyframes(counts=())
+    for wrong in (-3.0, [0.1], [-3.0, -0.5], ["a", 1]):
+        for kind in (Keyframes, AnyFrame, FirstFrame):
+            with pytest.raises(ValueError, match="image_noise"):
+                kind(image_noise=wrong)
+    with pytest.raises(ValueError, match="counts"):
+        Keyframes(counts=[1.5])
     with pytest.raises(ValueError, match="0.15"):
         Keyframes(first_probability=2)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
+from timelapse.encoder.grid import after_first, encoder_pixels, to_grid
 
 
 def ramp(t, h, w):
@@ -37,10 +39,26 @@ def test_first_frame_is_dropped_and_uneven_clips_are_refused():
         after_first(video[:, :4], (4, 2, 2), 2)  # 3 frames for 3 latents fit, but not into pairs
 
 
+class OnApple(TorchDispatchMode):
+    """Refuses what PyTorch has not on Apple's GPUs."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "adaptive_avg_pool3d" in str(func):
+            raise NotImplementedError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_coarser_grid_is_the_adaptive_mean_without_the_operation_that_apple_lacks():
+    x = torch.randn(2, 7, 6, 5, 3, dtype=torch.float64)
+    want = F.adaptive_avg_pool3d(x.movedim(-1, 1), (3, 4, 5)).flatten(2).mT
+    with OnApple():
+        torch.testing.assert_close(to_grid(x, (3, 4, 5)), want)
+
+
 def test_pixels_are_normalised_by_imagenet_and_squeezed_not_cropped():
     grey = torch.full((1, 2, 3, 30, 50), -1.0)
     grey[:, :, :, :, 25:] = 1.0
-    pixels = imagenet_pixels(grey, (16, 16))
+    pixels = encoder_pixels(grey, (16, 16))
     assert pixels.shape == (1, 2, 3, 16, 16)
     torch.testing.assert_close(pixels[0, 0, :, 0, 0], -torch.tensor([0.485 / 0.229, 0.456 / 0.224, 0.406 / 0.225]))
     torch.testing.assert_close(pixels[0, 0, 0, 0, -1], torch.tensor((1 - 0.485) / 0.229))

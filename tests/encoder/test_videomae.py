@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import VideoMAEConfig, VideoMAEModel
 
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.encoder.videomae import VideoMAE, from_videomae_v2, published
 
 WIDTH, HEADS, LAYERS, MLP = 24, 3, 2, 48
@@ -79,7 +79,7 @@ def test_an_unknown_or_missing_key_is_not_passed_over():
 
 def test_at_the_trained_size_it_is_the_models_own_forward():
     encoder, video = VideoMAE(small(), "small"), torch.rand(2, 9, 3, 32, 32) * 2 - 1
-    want = small()(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
+    want = small()(encoder_pixels(video[:, 1:], (32, 32))).last_hidden_state
     torch.testing.assert_close(encoder(video, (5, 4, 4)), want)
     assert not encoder(video, (5, 4, 4)).requires_grad
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.encoder.vjepa import VJEPA2, published
 
 
@@ -20,7 +20,7 @@ def test_it_is_the_models_last_hidden_state_without_the_first_frame():
     video = torch.rand(2, 9, 3, 32, 32) * 2 - 1
     encoder = VJEPA2(small(), "small")
     got = encoder(video, (5, 4, 4))  # 8 frames, 4 tubelets: the grids agree
-    want = small()(imagenet_pixels(video[:, 1:], (32, 32)), skip_predictor=True).last_hidden_state
+    want = small()(encoder_pixels(video[:, 1:], (32, 32)), skip_predictor=True).last_hidden_state
     assert torch.equal(got, want)
     other = video.clone()
     other[:, 0] = 0

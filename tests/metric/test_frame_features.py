@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from timelapse.dataset.synthetic import Synthetic
+from timelapse.encoder.efficientnet import EfficientNetFeatures
 from timelapse.metric.frame_features import (
+    EFFICIENTNET_LITE,
     DinoViTB16,
     EfficientNetLite0,
     EfficientNetLite0Appearance,
-    imagenet_input,
+    network_input,
     video_features,
 )
 
@@ -27,17 +30,32 @@ def test_parity_with_the_package_at_its_own_size():
     frames = torch.rand(1, 3, 50, 50, generator=torch.manual_seed(0)) * 2 - 1
     with contextlib.redirect_stdout(io.StringIO()) as quiet, torch.no_grad():
         ours = EfficientNetLite0(224)
-        expected = theirs.extract_features(imagenet_input(frames, 224, 32))
+        expected = theirs.extract_features(network_input(frames, 224, 32, EFFICIENTNET_LITE))
         torch.testing.assert_close(ours.maps(frames), expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(ours(frames), expected.mean((2, 3)), rtol=0, atol=1e-5)
     assert said.getvalue() and not quiet.getvalue()
 
 
 def test_input_is_normalised_and_keeps_its_aspect():
-    white = imagenet_input(torch.ones(1, 3, 480, 720), 224, 32)
+    white = network_input(torch.ones(1, 3, 480, 720), 224, 32)
     assert white.shape[-2:] == (224, 320)  # 336 is no multiple of 32
     expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(white[0, :, 100, 100], expected)
+
+
+def test_efficientnet_sees_what_its_batch_norms_have_seen():
+    """Its first batch norm holds the variance of its training pictures: by ImageNet's mean and deviation, which the
+    Lite networks were not trained with, these clips would come in with three times that."""
+    world = Synthetic(size=20, frames=17, height=64, width=64)
+    video = torch.stack([world[i]["video"][::8] for i in range(20)])
+    metric, encoder = EfficientNetLite0(128), EfficientNetFeatures(block=10, width=112, name="lite0")
+    stems: list[torch.Tensor] = []
+    for stem in (metric.net._conv_stem, encoder.stem):
+        stem.register_forward_hook(lambda module, inputs, output: stems.append(output))
+    metric.pyramid(video.flatten(0, 1), (2,))
+    encoder(video, (3, 8, 8))
+    for seen in stems:
+        assert 0.5 < (seen.var((0, 2, 3)) / encoder.norm.running_var).median() < 2
 
 
 def test_frozen_stays_frozen():
@@ -67,7 +85,7 @@ def test_dino_reads_class_token_and_patches(tmp_path):
     net = DinoViTB16(str(tmp_path), size=32)
     frames = torch.rand(2, 3, 40, 40) * 2 - 1
     with torch.no_grad():
-        tokens = theirs(imagenet_input(frames, 32, 16)).last_hidden_state
+        tokens = theirs(network_input(frames, 32, 16)).last_hidden_state
         torch.testing.assert_close(net(frames), tokens[:, 0])
         torch.testing.assert_close(net.maps(frames)[:, :, 1, 0], tokens[:, 1 + 2])
     with pytest.raises(ValueError, match="no weights at"):

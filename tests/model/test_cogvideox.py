@@ -148,14 +148,28 @@ def test_random_weights_depend_on_the_seed_alone(small_cogvideox):
 def test_a_shape_that_the_networks_cannot_take_is_refused_before_anything_is_encoded(small_cogvideox):
     fixed = small_cogvideox()
     assert fixed.latent_shape(17, 32, 32) == (5, 4, 8, 8)
-    for shape in ((21, 32, 32), (17, 48, 32)):
+    for shape in ((25, 32, 32), (17, 48, 32)):
         with pytest.raises(ValueError, match="learned positions are for 17 x 32 x 32"):
             fixed.latent_shape(*shape)
     free = small_cogvideox(transformer={"use_learned_positional_embeddings": False})
-    assert free.latent_shape(21, 48, 32) == (6, 4, 12, 8)
-    for shape in ((20, 32, 32), (17, 36, 32)):
-        with pytest.raises(ValueError, match="1 \\+ 4 n frames of multiples of 8 pixels"):
+    assert free.latent_shape(25, 48, 32) == (7, 4, 12, 8)
+    for shape in ((21, 32, 32), (20, 32, 32), (17, 36, 32)):  # 21 frames would be decoded to 24
+        with pytest.raises(ValueError, match="1 \\+ 8 n frames of multiples of 8 pixels"):
             free.latent_shape(*shape)
+
+
+def test_a_clip_of_an_accepted_length_comes_back_as_long(small_cogvideox):
+    for ratio in (2, 4):
+        model = small_cogvideox(vae={"temporal_compression_ratio": ratio})
+        model.numbers["transformer"]["use_learned_positional_embeddings"] = False
+        for frames in range(1, 30):
+            try:
+                shape = model.latent_shape(frames, 16, 16)
+            except ValueError:
+                continue
+            video = torch.randn(1, frames, 3, 16, 16)
+            latent = model.codec.encode(video)
+            assert latent.shape[1:] == shape and model.codec.decode(latent).shape == video.shape
 
 
 def test_wrong_inputs_are_explained(model):
@@ -184,6 +198,12 @@ def test_wrong_numbers_are_explained(small_cogvideox):
         small_cogvideox(text={"d_model": 32})
     with pytest.raises(ValueError, match="rank, alpha and targets"):
         small_cogvideox(lora={"rank": 4})
+    with pytest.raises(ValueError, match="no layer is called to_kk; there are attn1.to_k"):  # peft trains to_q alone
+        small_cogvideox(lora=LORA | {"targets": ["to_q", "to_kk"]}).backbone  # noqa: B018
+    with pytest.raises(ValueError, match="expected a list"):
+        small_cogvideox(lora=LORA | {"targets": "to_q"})
+    with pytest.raises(ValueError, match="'bf16' is none of float32"):
+        small_cogvideox(dtype="bf16")
     with pytest.raises(ValueError, match="1.5"):
         small_cogvideox(transformer={"patch_size_t": 2}).backbone  # noqa: B018
     with pytest.raises(ValueError, match="hf download nobody/nothing"):
@@ -351,13 +371,21 @@ def test_paper_model_is_built_on_meta_without_a_hub():
     assert not {"codec", "text"} & model.__dict__.keys()  # nothing else was built
 
 
-def test_materialise_gives_what_a_direct_build_gives(small_cogvideox):
-    expected = small_cogvideox(seed=8, lora=LORA).backbone.state_dict()
-    model = small_cogvideox(seed=8, lora=LORA)
+FIXED = {"use_learned_positional_embeddings": False, "use_rotary_positional_embeddings": False}
+
+
+@pytest.mark.parametrize("transformer", [{}, FIXED], ids=["learned positions", "a table that no checkpoint holds"])
+def test_materialise_gives_what_a_direct_build_gives(small_cogvideox, transformer):
+    built = small_cogvideox(seed=8, lora=LORA, transformer=transformer).backbone
+    expected, tables = built.state_dict(), dict(built.named_buffers())
+    model = small_cogvideox(seed=8, lora=LORA, transformer=transformer)
     with torch.device("meta"):
         backbone = model.backbone
     backbone.to_empty(device="cpu")
+    for table in backbone.buffers():
+        table.fill_(float("nan"))  # what memory that nobody filled may hold
     model.materialise(backbone)
+    assert all(torch.equal(table, tables[name]) for name, table in backbone.named_buffers())
     state = backbone.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[k], expected[k]) for k in expected)

@@ -178,8 +178,9 @@ def test_samples_are_made_in_the_trainers_precision_and_decoded_as_they_were(tra
         return noise
 
     batch, known = collate([trained.validation_clips[0]]), (torch.arange(9) == 4)[None]
-    plain, mixed = (module.sample(batch, known, sampler, precision=p) for p in ("32-true", "bf16-mixed"))
-    assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16]
+    names = ("32-true", "bf16-mixed", 16)  # Hydra makes a number of trainer.precision=16
+    plain, mixed, _ = (module.sample(batch, known, sampler, precision=p) for p in names)
+    assert [x.dtype for x in seen] == [torch.float32, torch.bfloat16, torch.float16]
     torch.testing.assert_close(seen[1].float(), seen[0], rtol=0.1, atol=0.1)
     assert torch.equal(plain, mixed)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import VJEPA2Config, VJEPA2Model
 
 from timelapse import assets
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.encoder.vjepa import shipped
 from timelapse.module.masked_latent import MaskedLatent, clip_variance, encode, vicreg, warm_cosine
 from timelapse.module.masking import BlockMask
@@ -71,7 +71,7 @@ def test_a_seen_latent_frame_keeps_its_pixels_and_its_place_in_time():
     pixels, ids = module.view(video, ["a", "b", "c", "d"])
     assert pixels.shape == (4, 4, 3, 32, 32) and ids.shape == (4, 32)
     for b in range(4):
-        whole = [imagenet_pixels(video[b : b + 1, s : s + 8], (32, 32)) for s in (0, 1)]  # two possible starts
+        whole = [encoder_pixels(video[b : b + 1, s : s + 8], (32, 32)) for s in (0, 1)]  # two possible starts
         alone = encode(module.target, pixels[b : b + 1], torch.arange(32)[None], ids[b : b + 1])
         among = [encode(module.target, w, ids[b : b + 1], torch.arange(64)[None]) for w in whole]
         assert min((alone - a).abs().max() for a in among) < 1e-5
@@ -169,7 +169,7 @@ def test_what_ships_is_the_slow_encoder_and_opens_as_an_encoder(tmp_path, monkey
     module.ship("the command", "small")
     encoder, video = shipped("small", 24, "small"), torch.rand(1, 9, 3, 32, 32)
     got = encoder(video, (5, 4, 4))
-    want = module.target(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
+    want = module.target(encoder_pixels(video[:, 1:], (32, 32))).last_hidden_state
     torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)  # half precision on disk
     with pytest.raises(ValueError, match="encoder.width"):
         shipped("small", 25, "small")

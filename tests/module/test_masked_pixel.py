@@ -6,7 +6,7 @@ import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from timelapse import assets
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.encoder.videomae import shipped
 from timelapse.module.masked_pixel import MaskedPixel
 from timelapse.module.masking import TubeMask
@@ -36,7 +36,7 @@ def by_hand(module, video, names):
     handle.remove()
     start = torch.stack([torch.randint(video.shape[1] - 8 + 1, (), generator=g) for g in keyed_each(names, 0, "mask")])
     clips = torch.stack([v[s : s + 8] for v, s in zip(video, start)])
-    torch.testing.assert_close(seen["pixels"], imagenet_pixels(clips, (32, 32)))
+    torch.testing.assert_close(seen["pixels"], encoder_pixels(clips, (32, 32)))
     x = ((clips + 1) / 2).unfold(1, 2, 2).unfold(3, 8, 8).unfold(4, 8, 8)  # (B,t,3,h,w,2,8,8)
     x = x.permute(0, 1, 3, 4, 5, 6, 7, 2).flatten(4, 6).flatten(1, 3)  # (B,N,128,3)
     x = (x - x.mean(2, keepdim=True)) / (x.std(2, keepdim=True) + 1e-6)
@@ -70,7 +70,7 @@ def test_what_ships_is_the_encoder_and_opens_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "FOLDER", tmp_path)
     module, video = build(), torch.rand(1, 9, 3, 32, 32)
     module.ship("the command", "small")
-    want = module.network.videomae.eval()(imagenet_pixels(video[:, 1:], (32, 32))).last_hidden_state
+    want = module.network.videomae.eval()(encoder_pixels(video[:, 1:], (32, 32))).last_hidden_state
     got = shipped("small", 24, "small")(video, (5, 4, 4))
     torch.testing.assert_close(got, want, atol=0.02, rtol=0.02)  # half precision on disk
 

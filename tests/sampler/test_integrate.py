@@ -7,7 +7,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
 from timelapse.process import Process
-from timelapse.sampler.integrate import ddim, dpm, timesteps
+from timelapse.sampler.integrate import check_stride, ddim, dpm, timesteps
 
 PROCESS = Process()
 
@@ -116,3 +116,23 @@ def test_dpm_noise_is_what_draw_gives():
 def seeded(seed):
     g = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(4, 2, 4, 32, 32, generator=g)
+
+
+def test_a_number_of_steps_whose_stride_leaves_noise_is_refused_with_better_ones():
+    process, std = Process(prediction="v"), 0.3
+
+    def exact(z: torch.Tensor, t: int) -> torch.Tensor:
+        """E[z0 | zt] of Gaussian data."""
+        a = float(process.alpha_bar[t])
+        return a**0.5 * std**2 / (a * std**2 + 1 - a) * z
+
+    def left(steps: int) -> float:
+        return (ddim(exact, torch.ones(1, dtype=torch.float64), process, steps) / std).item()
+
+    for steps in (50, 100, 200, 300, 333, 500, 1000):
+        check_stride(process, steps)
+        assert left(steps) < 1.15
+    for steps, better in ((400, "333 or 500"), (501, "500 or 1000"), (700, "500 or 1000")):
+        assert left(steps) > 1.2
+        with pytest.raises(ValueError, match=f"choose {better}"):
+            check_stride(process, steps)

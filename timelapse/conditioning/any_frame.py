@@ -28,7 +28,7 @@ class AnyFrame:
         image_noise: tuple[float, float] | None = None,
         bank: int = 0,
     ):
-        check_law(first_probability, variance)
+        check_law(first_probability, variance, image_noise)
         if law != "uniform" and (isinstance(law, (str, int)) or not law):
             raise ValueError(f"any_frame: law is {law!r}; expected uniform or a list of frames, e.g. [8,16]")
         self.first_probability, self.variance = first_probability, variance

@@ -15,8 +15,9 @@ class NoiseBank:
 
     The CogVideoX VAE is causal between chunks (frames 0-8, then 8 at a time; inside a chunk its group norms see all
     frames), so the chunks before the first known frame give the same latents, and leave the same state behind,
-    whatever follows. With the known frame drawn evenly, 25 % of the pixels of a 17-frame clip and 43 % of a 49-frame
-    one are never encoded again. From the chunk of the first known frame on, noise is fresh at every step.
+    whatever follows. With the known frame drawn evenly from those after the first, 26 % of the pixels of a 17-frame
+    clip and 43 % of a 49-frame one are never encoded again. From the chunk of the first known frame on, noise is fresh
+    at every step.
 
     size: number of beginnings; a clip's generator chooses. variance: of the noise, pixels in [-1,1]. seed: of the bank.
     Each beginning is made when it is first asked for and kept in main memory: latents, and the encoder's state (the

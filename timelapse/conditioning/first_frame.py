@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timelapse.conditioning.keyframes import VARIANCE, condition, known_frames, pixels, spacing
+from timelapse.conditioning.keyframes import VARIANCE, check_law, condition, known_frames, pixels, spacing
 from timelapse.randomness import randn
 from timelapse.types import Batch, Codec, Condition
 
@@ -28,6 +28,7 @@ class FirstFrame:
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"first_frame: dropout is {dropout}; expected a share of clips in 0..1, e.g. 0.1")
+        check_law(1.0, variance, image_noise)
         self.image_noise, self.variance, self.dropout = image_noise, variance, dropout
 
     @property

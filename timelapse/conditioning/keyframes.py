@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,9 +30,9 @@ class Keyframes:
         variance: float = VARIANCE,
         image_noise: tuple[float, float] | None = None,
     ):
-        if not counts or min(counts) < 1:
+        if not counts or any(not isinstance(n, int) or n < 1 for n in counts):
             raise ValueError(f"keyframes: counts is {counts}; expected numbers of known frames, e.g. [1,2,3]")
-        check_law(first_probability, variance)
+        check_law(first_probability, variance, image_noise)
         self.counts, self.first_probability = tuple(counts), first_probability
         self.variance, self.image_noise = variance, image_noise
 
@@ -162,7 +164,13 @@ def pixels(batch: Batch) -> Tensor:
     return batch["video"]
 
 
-def check_law(first_probability: float, variance: float) -> None:
+def check_law(first_probability: float, variance: float, image_noise: Sequence[float] | None = None) -> None:
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+    pair = image_noise is None or (isinstance(image_noise, Sequence) and len(image_noise) == 2)
+    if not pair or (image_noise is not None and (not all(map(number, image_noise)) or image_noise[1] < 0)):
+        raise ValueError(
+            f"conditioning.image_noise is {image_noise}; expected null, or mean and std of log sigma, e.g. [-3.0,0.5]"
+        )
     if not 0 <= first_probability <= 1 or variance < 0:
         raise ValueError(
             f"conditioning: first_probability={first_probability}, variance={variance}; expected 0..1 and 0 or more, "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DINOv3ViTModel
 
-from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
+from timelapse.encoder.grid import after_first, encoder_pixels, to_grid
 
 
 class DINOv3(nn.Module):
@@ -35,7 +35,7 @@ class DINOv3(nn.Module):
         patch, prefix = self.model.config.patch_size, 1 + self.model.config.num_register_tokens
         frames = after_first(video, grid)
         with torch.autocast(video.device.type, enabled=False):
-            pixels = imagenet_pixels(frames, (h * patch, w * patch)).flatten(0, 1)
+            pixels = encoder_pixels(frames, (h * patch, w * patch)).flatten(0, 1)
             tokens = torch.cat([self.model(p).last_hidden_state[:, prefix:] for p in pixels.split(self.chunk)])
             return to_grid(tokens.unflatten(0, frames.shape[:2]).unflatten(2, (h, w)), (t - 1, h, w))
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
-from timelapse.metric.frame_features import EfficientNetLite0
+from timelapse.encoder.grid import after_first, encoder_pixels, to_grid
+from timelapse.metric.frame_features import EFFICIENTNET_LITE, EfficientNetLite0
 
 
 class EfficientNetFeatures(nn.Module):
@@ -51,6 +51,6 @@ class EfficientNetFeatures(nn.Module):
         t, h, w = grid
         frames = after_first(video, grid)
         with torch.autocast(video.device.type, enabled=False):
-            pixels = imagenet_pixels(frames, (h * self.stride, w * self.stride)).flatten(0, 1)
+            pixels = encoder_pixels(frames, (h * self.stride, w * self.stride), EFFICIENTNET_LITE).flatten(0, 1)
             maps = torch.cat([self._map(p) for p in pixels.split(self.chunk)])
             return to_grid(maps.movedim(1, -1).unflatten(0, frames.shape[:2]), (t - 1, h, w))

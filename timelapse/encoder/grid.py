@@ -6,10 +6,11 @@ and with it the first pixel frame (as VideoREPA's public code does).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timelapse.metric.frame_features import IMAGENET_MEAN, IMAGENET_STD
+from timelapse.metric.frame_features import IMAGENET, normalised
 
 
 def after_first(video: Tensor, grid: tuple[int, int, int], multiple: int = 1) -> Tensor:
@@ -32,8 +33,8 @@ def after_first(video: Tensor, grid: tuple[int, int, int], multiple: int = 1) ->
     return video[:, 1:]
 
 
-def imagenet_pixels(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B,T,3,H,W) in [-1,1] -> (B,T,3,*size) with ImageNet mean and std, float32.
+def encoder_pixels(frames: Tensor, size: tuple[int, int], law: tuple = IMAGENET) -> Tensor:
+    """(B,T,3,H,W) in [-1,1] -> (B,T,3,*size), normalised as the network's training had it, float32.
 
     Bilinear with antialiasing; `size` need not keep the aspect ratio, since features go back to a grid over
     the same picture.
@@ -41,8 +42,7 @@ def imagenet_pixels(frames: Tensor, size: tuple[int, int]) -> Tensor:
     flat = frames.flatten(0, 1).float()
     if flat.shape[-2:] != tuple(size):
         flat = F.interpolate(flat, size, mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (flat.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (((flat + 1) / 2 - mean) / std).unflatten(0, frames.shape[:2])
+    return normalised(flat, law).unflatten(0, frames.shape[:2])
 
 
 def to_grid(feature: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -53,8 +53,10 @@ def to_grid(feature: Tensor, size: tuple[int, int, int]) -> Tensor:
     """
     x = feature.movedim(-1, 1)
     coarse = tuple(min(a, b) for a, b in zip(x.shape[2:], size))
-    if coarse != tuple(x.shape[2:]):
-        x = F.adaptive_avg_pool3d(x, coarse)
+    for axis, (old, new) in enumerate(zip(x.shape[2:], coarse), 2):
+        if new != old:  # by a matrix: the adaptive mean over three axes is missing on Apple's GPUs
+            mean = F.adaptive_avg_pool1d(torch.eye(old, dtype=torch.float64), new)
+            x = (x.movedim(axis, -1) @ mean.to(x)).movedim(-1, axis)
     if coarse != tuple(size):
         x = F.interpolate(x, tuple(size), mode="trilinear", align_corners=False)
     return x.flatten(2).transpose(1, 2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
 from timelapse import assets
-from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
+from timelapse.encoder.grid import after_first, encoder_pixels, to_grid
 
 
 class VideoMAE(nn.Module):
@@ -50,7 +50,7 @@ class VideoMAE(nn.Module):
         """(B,T,3,H,W) in [-1,1], token grid (t,h,w) -> (B,(t-1)*h*w,D) float32, first frame dropped."""
         frames = after_first(video, grid, self.model.config.tubelet_size)
         with torch.autocast(video.device.type, enabled=False):
-            pixels = imagenet_pixels(frames, self.size).transpose(1, 2)
+            pixels = encoder_pixels(frames, self.size).transpose(1, 2)
             patches = self.model.embeddings.patch_embeddings.projection(pixels)  # (B,D,t',h',w')
             shape = patches.shape[2:]
             tokens = patches.flatten(2).transpose(1, 2)

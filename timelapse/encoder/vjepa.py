@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import VJEPA2Config, VJEPA2Model
 
 from timelapse import assets
-from timelapse.encoder.grid import after_first, imagenet_pixels, to_grid
+from timelapse.encoder.grid import after_first, encoder_pixels, to_grid
 
 
 class VJEPA2(nn.Module):
@@ -37,7 +37,7 @@ class VJEPA2(nn.Module):
         frames = after_first(video, grid, config.tubelet_size)
         side = config.crop_size // config.patch_size
         with torch.autocast(video.device.type, enabled=False):
-            pixels = imagenet_pixels(frames, (config.crop_size, config.crop_size))
+            pixels = encoder_pixels(frames, (config.crop_size, config.crop_size))
             tokens = self.model(pixels, skip_predictor=True).last_hidden_state
             return to_grid(tokens.unflatten(1, (-1, side, side)), (grid[0] - 1, *grid[1:]))
 

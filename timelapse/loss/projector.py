@@ -48,6 +48,6 @@ def aligned_tokens(step: Step, layer: int, width: int, feature_width: int) -> tu
     if hidden.shape[2] != width or feature.shape[2] != feature_width:
         raise ValueError(
             f"built for hidden width {width} and feature width {feature_width}, got {hidden.shape[2]} and "
-            f"{feature.shape[2]}; set the loss's width and feature_width (from model.width and encoder.width)"
+            f"{feature.shape[2]}; set the loss's width and feature_width (from model.align.width and encoder.width)"
         )
     return hidden[:, h * w :], feature.to(hidden.device), t - 1

@@ -14,12 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of pixels in [0,1]
+# The Lite networks were trained on (pixel - 127) / 128, pixel in 0..255 (tensorflow/tpu, efficientnet_lite_builder.py).
+EFFICIENTNET_LITE = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-def imagenet_input(frames: Tensor, size: int, multiple: int) -> Tensor:
-    """(M,3,H,W) in [-1,1] -> shorter side `size`, no crop, normalised by ImageNet mean and std.
+def normalised(frames: Tensor, law: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+    """(M,3,H,W) in [-1,1] -> (pixel - mean) / std, for pixels in [0,1]."""
+    mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in law)
+    return ((frames + 1) / 2 - mean) / std
+
+
+def network_input(frames: Tensor, size: int, multiple: int, law: tuple = IMAGENET) -> Tensor:
+    """(M,3,H,W) in [-1,1] -> shorter side `size`, no crop, normalised as the network's training had it.
 
     Bilinear with antialiasing (VBench resizes without it). Both sides become multiples of `multiple`, which
     changes the aspect ratio by at most multiple / (2 size).
@@ -28,9 +35,7 @@ def imagenet_input(frames: Tensor, size: int, multiple: int) -> Tensor:
     scale = size / min(height, width)
     target = [max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)]
     frames = F.interpolate(frames.float(), target, mode="bilinear", antialias=True, align_corners=False)
-    mean = frames.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = frames.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return ((frames.clamp(-1, 1) + 1) / 2 - mean) / std
+    return normalised(frames.clamp(-1, 1), law)
 
 
 class EfficientNetLite0(nn.Module):
@@ -67,11 +72,11 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)  # frozen: batch norm must not follow the module that holds it
 
     def maps(self, frames: Tensor) -> Tensor:
-        return self.net.extract_features(imagenet_input(frames, self.size, multiple=32))
+        return self.net.extract_features(network_input(frames, self.size, 32, EFFICIENTNET_LITE))
 
     def pyramid(self, frames: Tensor, strides: tuple[int, ...]) -> list[Tensor]:
         """Earlier maps, each the last of its stride: 2, 4, 8, 16 have 16, 24, 40, 112 channels."""
-        x = imagenet_input(frames, self.size, multiple=32)
+        x = network_input(frames, self.size, 32, EFFICIENTNET_LITE)
         x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
         last: dict[int, Tensor] = {}
         stride = 2
@@ -171,8 +176,7 @@ class DinoViTB16(nn.Module):
         except OSError as e:
             raise ValueError(
                 f"DINO ViT-B/16: no weights at {weights!r}; set HF_HUB_OFFLINE=0 to download "
-                "facebook/dino-vitb16, or give `weights` a local folder that holds it, or take "
-                "timelapse.metric.frame_features.efficientnet_lite0_appearance, which needs no download"
+                "facebook/dino-vitb16, or frame_features.weights=DIR to a folder that holds it"
             ) from e
         self.size = size
         self.name = f"DINO ViT-B/16 ({size} px)"
@@ -182,7 +186,7 @@ class DinoViTB16(nn.Module):
         return super().train(False)
 
     def _tokens(self, frames: Tensor) -> tuple[Tensor, int, int]:
-        pixels = imagenet_input(frames, self.size, multiple=16)
+        pixels = network_input(frames, self.size, 16)
         h, w = pixels.shape[-2] // 16, pixels.shape[-1] // 16
         return self.net(pixels, interpolate_pos_encoding=True).last_hidden_state, h, w
 

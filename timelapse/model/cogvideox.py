@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch import nn
 from transformers import AutoTokenizer, ByT5Tokenizer, T5Config, T5EncoderModel
 
 from timelapse import assets
+from timelapse.errors import choice
 from timelapse.model import weights
 from timelapse.model.cogvideox_backbone import Backbone
 from timelapse.model.cogvideox_codec import CogVideoXCodec
 from timelapse.model.text import Text
+from timelapse.model.weights import floating
 from timelapse.process import Process
 
 
@@ -74,13 +77,15 @@ class CogVideoX:
             raise ValueError(f"cogvideox: model.align.width={align['width']}, but the blocks are {width} wide; set it")
         if lora is not None and set(lora) != {"rank", "alpha", "targets"}:
             raise ValueError(f"cogvideox: lora has {sorted(lora)}; expected rank, alpha and targets, or lora=null")
+        if lora and isinstance(lora["targets"], str):
+            raise ValueError(f"cogvideox: model.lora.targets is {lora['targets']!r}; expected a list, e.g. [to_q,to_k]")
         self.numbers = {"transformer": transformer, "vae": vae, "text": text}
         self.process = process
         self.weights, self.lora, self.seed = weights, lora, seed
         self.name, self.stands_for = name, stands_for
         self.gradient_checkpointing, self.compile, self.zero_init = gradient_checkpointing, compile, zero_init
         self.vae_slicing, self.vae_tiling = vae_slicing, vae_tiling
-        self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)
+        self.dtype, self.frozen_dtype = floating(dtype), floating(frozen_dtype)
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -92,6 +97,7 @@ class CogVideoX:
         if self.lora:
             from peft import LoraConfig
 
+            check_targets(transformer, self.lora["targets"])
             transformer.requires_grad_(False)
             with weights.seeded(self.seed):
                 transformer.add_adapter(
@@ -150,9 +156,10 @@ class CogVideoX:
         spatial, temporal = 2 ** (len(vae["block_out_channels"]) - 1), int(vae["temporal_compression_ratio"])
         shape = (frames - 1) // temporal + 1, vae["latent_channels"], height // spatial, width // spatial
         side = spatial * net["patch_size"]
-        fits = (frames - 1) % temporal == 0 and height % side == 0 and width % side == 0
-        wanted = f"1 + {temporal} n frames of multiples of {side} pixels"
-        if net.get("use_learned_positional_embeddings"):
+        # Latent frames are decoded in twos, the first three at once: an even number of them comes back longer.
+        fits = (frames - 1) % (2 * temporal) == 0 and height % side == 0 and width % side == 0
+        wanted = f"1 + {2 * temporal} n frames of multiples of {side} pixels"
+        if fits and net.get("use_learned_positional_embeddings"):
             table = net["sample_frames"], net["sample_height"] * spatial, net["sample_width"] * spatial
             fits, wanted = (frames, height, width) == table, "its learned positions are for {} x {} x {}".format(*table)
         if not fits:
@@ -210,6 +217,15 @@ class CogVideoX:
             elif part == "transformer" and self.zero_init:
                 _close_gates(module)
         return nn.Module.to(module, dtype)  # diffusers' own `to` warns about modules it keeps in float32: none here
+
+
+def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    """ValueError for a target that names no layer: peft goes on in silence where another one does."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            inner = sorted({name.split(".", 2)[2] for name in layers if name.startswith("transformer_blocks.")})
+            raise ValueError(f"cogvideox: model.lora.targets: no layer is called {target}; {choice(target, inner)}")
 
 
 @torch.no_grad()

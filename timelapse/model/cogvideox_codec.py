@@ -47,6 +47,7 @@ class CogVideoXCodec(nn.Module):
         """Posterior mean and standard deviation, each (B,t,c,h,w) float32 in the backbone's units.
 
         video: (B,T,3,H,W) in [-1,1] with T = 1 + k * temporal_compression, H and W multiples of the spatial one.
+        `decode` gives T frames back where k is even.
         """
         k, s = self.temporal_compression, self.spatial_compression
         if video.ndim != 5 or (video.shape[1] - 1) % k or video.shape[3] % s or video.shape[4] % s:

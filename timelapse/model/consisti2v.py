@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -17,7 +16,7 @@ from timelapse.model import consisti2v_published as published
 from timelapse.model.consisti2v_unet import InflatedUNet
 from timelapse.model.kl_codec import KlCodec
 from timelapse.model.text import Text
-from timelapse.model.weights import compare, files_key, fill, from_hub, is_hub, meta, seeded, shipped
+from timelapse.model.weights import compare, files_key, fill, floating, from_hub, is_hub, meta, seeded, shipped
 from timelapse.process import Process
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class ConsistI2V:
             "gradient_checkpointing": gradient_checkpointing,
         }
         self.chunk = chunk
-        self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)
+        self.dtype, self.frozen_dtype = floating(dtype), floating(frozen_dtype)
         if align and align["width"] != self._block(align["layer"])[1]:
             raise ValueError(
                 f"consisti2v: model.align.width={align['width']}, but block {align['layer']} is "

@@ -19,6 +19,7 @@ from timelapse.edm import Edm
 from timelapse.model import weights
 from timelapse.model.svd_backbone import SvdBackbone
 from timelapse.model.svd_codec import SvdCodec, inflate
+from timelapse.model.weights import floating
 from timelapse.types import Condition
 
 log = logging.getLogger("timelapse")
@@ -85,7 +86,7 @@ class SVD:
         self.ids = (fps - 1, motion_bucket, noise_augmentation)
         self.joint, self.gradient_checkpointing, self.compile = joint, gradient_checkpointing, compile
         self.chunk, self.norm_groups = chunk, norm_groups
-        self.dtype, self.frozen_dtype = getattr(torch, dtype), getattr(torch, frozen_dtype)
+        self.dtype, self.frozen_dtype = floating(dtype), floating(frozen_dtype)
 
     # -- parts -------------------------------------------------------------------------------------------------
 

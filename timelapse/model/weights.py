@@ -26,6 +26,13 @@ def meta() -> bool:
     return torch.get_default_device().type == "meta"
 
 
+def floating(name: str) -> torch.dtype:
+    """float32, bfloat16 or float16, by name."""
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"model.dtype, model.frozen_dtype: {name!r} is none of float32, bfloat16, float16")
+    return getattr(torch, name)
+
+
 def from_hub(model: str, load: Callable, source: str, folder: str, **options: Any) -> Any:
     """`load(source, subfolder=folder)`; what went wrong and what to type, where it does not open."""
     try:
@@ -119,17 +126,26 @@ def compare(model: str, part: str, source: str, numbers: dict[str, Any], theirs:
 def fill(backbone: nn.Module, start: Callable[[], nn.Module]) -> None:
     """Fill a backbone that was built on meta, sharded or not, and given memory by `to_empty`.
 
-    Process 0 builds the starting weights on its CPU by `start` and sends each process its shard.
+    Process 0 builds the starting weights on its CPU by `start` and sends each process its shard, and buffers that no
+    checkpoint holds (a fixed table of positions) whole.
     """
-    from torch.distributed import get_rank, is_initialized
+    from torch.distributed import broadcast, get_rank, is_initialized
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-    state = {}
+    state, tables = {}, {}
     if not is_initialized() or get_rank() == 0:
         with torch.device("cpu"):
-            state = start().state_dict()
+            whole = start()
+            state, tables = whole.state_dict(), dict(whole.named_buffers())
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
+    kept = backbone.state_dict().keys()
     set_model_state_dict(backbone, state, options=options)
+    for name, table in backbone.named_buffers():
+        if name not in kept:
+            if tables:
+                table.copy_(tables[name])
+            if is_initialized():
+                broadcast(table, 0)
 
 
 @contextmanager

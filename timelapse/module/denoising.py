@@ -305,7 +305,7 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         Lightning names it: in a mixed one the network runs as it does in training, not codec and encoders.
         The start noise is keyed by (seed, clip key): variants that share the seed share it.
         """
-        model, names, mixed = self.model, batch["key"], MIXED.get(precision)
+        model, names, mixed = self.model, batch["key"], MIXED.get(str(precision))
         place = lambda x: x.to(self.device, torch.float32 if x.is_floating_point() else None)
         batch = {name: place(x) if isinstance(x, Tensor) else x for name, x in batch.items()}
         if "tokens" not in batch or self.train_text:

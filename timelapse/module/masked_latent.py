@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import VJEPA2Model
 
 from timelapse import assets
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.encoder.probe import effective_rank
 from timelapse.module.masking import BlockMask, split
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
@@ -113,7 +113,7 @@ class MaskedLatent(NormClipping, L.LightningModule):
             tubelets = clip[start : start + config.frames_per_clip].unflatten(0, (self.latents, -1))
             clips.append(tubelets[seen].flatten(0, 1))
             ids.append((seen[:, None] * per_frame + torch.arange(per_frame)).flatten())
-        pixels = imagenet_pixels(torch.stack(clips), (config.crop_size, config.crop_size))
+        pixels = encoder_pixels(torch.stack(clips), (config.crop_size, config.crop_size))
         return pixels, torch.stack(ids).to(video.device)
 
     def count(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEForPreTraining
 
 from timelapse import assets
-from timelapse.encoder.grid import imagenet_pixels
+from timelapse.encoder.grid import encoder_pixels
 from timelapse.module.masked_latent import warm_cosine
 from timelapse.module.masking import TubeMask
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
@@ -70,7 +70,7 @@ class MaskedPixel(NormClipping, L.LightningModule):
         for clip, g in zip(video, generators):
             start = int(torch.randint(len(clip) - config.num_frames + 1, (), generator=g))
             clips.append(clip[start : start + config.num_frames])
-        pixels = imagenet_pixels(torch.stack(clips), (config.image_size, config.image_size))
+        pixels = encoder_pixels(torch.stack(clips), (config.image_size, config.image_size))
         side = config.image_size // config.patch_size
         grid = (config.num_frames // config.tubelet_size, side, side)
         hidden = torch.stack([self.mask.hidden(grid, g).flatten() for g in generators]).to(video.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timelapse.sampler.guide import denoiser, dynamic_scale, guide, guide_image, keep_known
 from timelapse.sampler.init import FrameInit, FreeInit, begin, undrawn
-from timelapse.sampler.integrate import timesteps
+from timelapse.sampler.integrate import check_stride, timesteps
 from timelapse.types import Condition
 
 
@@ -43,7 +43,7 @@ class Standard:
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"sampler.steps is {steps!r}; expected a whole number in 1..1000, e.g. 50")
         if not 0 <= guidance < 1000:
-            raise ValueError(f"sampler.guidance is {guidance!r}; expected a number, e.g. 6; 1 or less is off")
+            raise ValueError(f"sampler.guidance is {guidance!r}; expected 0 or more, e.g. 6; 0 to 1 is off")
         if not isinstance(n_chunks, int) or n_chunks < 1:
             raise ValueError(f"sampler.n_chunks is {n_chunks!r}; expected a whole number of 1 or more, e.g. 5")
         if null_frame not in ("level", "start"):
@@ -56,6 +56,7 @@ class Standard:
     def check(self, process: Any) -> None:
         """ValueError if this cannot sample a model of `process`."""
         timesteps(process, self.steps)
+        check_stride(process, self.steps)
         for part in (self.start, self.refine):
             if part is not None:
                 part.check(process)
