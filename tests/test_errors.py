@@ -4,8 +4,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from timelapse import run
 from timelapse.build import frozen
 from timelapse.errors import MISTAKES, check_added, one_line
+from timelapse.job import JobFailed
 from timelapse.parts import Run
 from timelapse.run import CONF
 
@@ -61,3 +63,17 @@ def test_what_would_fail_after_minutes_fails_before_the_first_step(typed, said, 
         Run(frozen(cfg), tmp_path).check()
     line = one_line(caught.value)
     assert said in line and "\n" not in line
+
+
+def test_a_sweep_with_a_failed_job_ends_in_a_line_and_1(monkeypatch, capsys):
+    def start():
+        raise JobFailed("seed=1: no space left (log: runs/x/job.log)")
+
+    monkeypatch.setattr(run, "start", start)
+    monkeypatch.setattr("sys.argv", ["timelapse", "-m", "seed=0,1"])
+    monkeypatch.delenv("TIMELAPSE_TRACEBACK", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.count("\n") == 1 and "no space left" in said and "runs only what failed" in said

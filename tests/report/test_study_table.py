@@ -142,7 +142,16 @@ def test_runs_that_differ_by_their_seed_share_a_row(tmp_path: Path):
         path = tmp_path / name / folder
         path.mkdir(parents=True)
         (path / "config.yaml").write_text(f"name: {name}\nseed: {seed}\n")
+        (path / "metrics.csv").touch()
         folders.append(path)
+    refused = tmp_path / "x/seed-2"
+    refused.mkdir()
+    (refused / "run.log").write_text("error: mistyped")
+    assert len(group_runs([*folders, refused])) == len(group_runs(folders))
+    with pytest.raises(ValueError, match="none of these folders"):
+        group_runs([refused])
+    with pytest.raises(ValueError, match="not a run directory"):
+        group_runs([tmp_path / "nowhere"])
     assert {r.name: sorted(r.runs) for r in group_runs(folders)} == {"x": [0, 1], "x loss-drepa_l1": [0], "y": [0]}
     with pytest.raises(ValueError, match="both x, seed 0"):
         group_runs([folders[0], folders[0]])
