@@ -100,6 +100,8 @@ def test_identity_keeps_what_changes_the_result_and_nothing_else():
     long = [f"loss.drepa.weight{i}=0.{i}" for i in range(40)]
     assert len(identity(long)) <= 120 and identity(long) != identity([*long, "seed=2"])
     assert identity([]) == "base"
+    one, other = (identity([f"dataset.root=/data/{name}"]) for name in ("видео", "цветы"))
+    assert one != other and one.isascii() and identity(["input.image=/data/видео.jpg"]) == "base"
 
 
 def test_a_number_for_a_part_that_is_off_is_an_error_and_not_silence():

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from timelapse.finished import finished, mark_finished
 from timelapse.launcher import Job, check_apart, clock, last_error
@@ -129,6 +130,16 @@ def test_finished_means_every_stage_asked_for(tmp_path: Path):
     assert finished(tmp_path, ["fit", "export"]) and finished(tmp_path, ["fit", "sample"], ["sample.count=16"])
     (tmp_path / "finished.json").write_text("{")  # cut short by a full disk: run again rather than trust it
     assert not finished(tmp_path, ["fit"])
+
+
+def test_a_job_whose_batch_or_clipping_a_file_changed_is_not_finished(tmp_path: Path):
+    train = {"steps": 2, "batch_size": 4, "accumulate": 2, "clip_norm": 1.0, "validation_clips": 8, "workers": 4}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"train": train}))
+    mark_finished(tmp_path, ["fit"])
+    same = [{}, {"batch_size": 8, "accumulate": 1}, {"workers": 0}]  # on other hardware
+    other = [{"batch_size": 16}, {"accumulate": 8}, {"clip_norm": 0.01}, {"validation_clips": 4}, {"steps": 3}]
+    assert all(finished(tmp_path, ["fit"], config={"train": train | change}) for change in same)
+    assert not any(finished(tmp_path, ["fit"], config={"train": train | change}) for change in other)
 
 
 def test_the_error_shown_is_the_line_that_says_why(tmp_path: Path):

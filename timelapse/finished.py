@@ -20,6 +20,7 @@ SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice o
 # Parts of a config that shape what is trained, and beside them what is sampled of it.
 SHAPED = ("model", "conditioning", "noise", "loss", "dataset", "encoder", "module", "video", "seed", "cache")
 SHOWN = ("sampler", "metric", "sample")
+STEPPED = ("steps", "clip_norm", "validation_clips")  # of `train`; and the clips of a step, however they are split
 
 
 def finished(
@@ -44,7 +45,15 @@ def changed(run_dir: Path, stages: Sequence[str], config: Mapping[str, Any]) -> 
         if path.exists():  # a damaged one is the run's to tell
             then = _as_read(path.read_text())
             differ += [part for part in parts if then.get(part) != config.get(part)]
+            if path == own and stepped(then.get("train")) != stepped(config.get("train")):
+                differ.append("train")
     return differ
+
+
+def stepped(train: Mapping[str, Any] | None) -> list[Any]:
+    """What of `train` shapes a run on whatever hardware."""
+    train = train or {}
+    return [train.get(name) for name in STEPPED] + [train.get("batch_size", 1) * train.get("accumulate", 1)]
 
 
 def differs(old: Any, new: Any) -> bool:

@@ -19,12 +19,14 @@ def identity(overrides: ListConfig | list[str]) -> str:
     >>> identity(["+experiment=x", "loss=[denoise,drepa]", "seed=1", "trainer=cpu"])
     'loss-denoise+drepa_seed-1'
     """
-    kept = []
+    kept, foreign = [], ""
     for override in sorted(str(o).lstrip("+~") for o in overrides):
         key, _, value = override.partition("=")
         if key.split(".")[0].split("/")[0].split("@")[0] in NEUTRAL or key in NEUTRAL_KEYS:
             continue
-        value = value.replace(",", "+")
-        kept.append(re.sub(r"[^A-Za-z0-9._+-]", "", f"{key}-{value}"))
+        foreign += "" if value.isascii() else value
+        kept.append(re.sub(r"[^A-Za-z0-9._+-]", "", f"{key}-{value.replace(',', '+')}"))
     name = "_".join(kept) or "base"
+    if foreign:  # a path in another script would go without a trace
+        name = f"{name[:100]}-{blake2b(foreign.encode(), digest_size=6).hexdigest()}"
     return name if len(name) <= 120 else f"{name[:100]}-{blake2b(name.encode(), digest_size=6).hexdigest()}"

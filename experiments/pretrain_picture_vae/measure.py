@@ -20,7 +20,7 @@ from timelapse.build import build
 from timelapse.help import CONF
 from timelapse.loss.reconstruction import psnr
 
-DATASETS = {"consisti2v_tiny": "synthetic", "svd_tiny": "motion"}  # what each is for
+DATASETS = {"consisti2v_tiny": "synthetic", "svd_tiny": "motion_tiny"}  # what each is for
 FRAMES = [2, 8, 13]
 
 
@@ -45,7 +45,8 @@ def main(model: str, clips: int, sheet: str | None, write: bool) -> None:
     if write:
         assets.add_numbers(assets.FOLDER / f"{model}_vae.safetensors", found)
     if sheet:
-        halves = torch.cat([torch.cat(rows[:5], 1), torch.cat(rows[5:], 1)], 2)
+        half = len(rows) // 2
+        halves = torch.cat([torch.cat(rows[:half], 1), torch.cat(rows[half : 2 * half], 1)], 2)
         Image.fromarray(((halves + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, quality=85)
 
 

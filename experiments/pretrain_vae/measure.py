@@ -49,7 +49,8 @@ def main(clips: int, sheet: str | None, write: bool) -> None:
     if write:
         assets.add_numbers(assets.FOLDER / "cogvideox_tiny_vae.safetensors", {**found, "clips": clips})
     if sheet:
-        half = torch.cat([torch.cat(rows[:10], 1), torch.cat(rows[10:], 1)], 2)
+        left = len(rows) // 4 * 2  # a clip is two rows
+        half = torch.cat([torch.cat(rows[:left], 1), torch.cat(rows[left : 2 * left], 1)], 2)
         Image.fromarray(((half + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(sheet, optimize=True)
 
 

@@ -5,7 +5,7 @@
 Each row is an encoder's features on the grid (4,8,8), averaged over the picture for each of 4 spans of four frames:
   process  accuracy of telling the ten processes apart, from the mean over time (chance 0.10)
   hue      R2 of (cos, sin) of the subject's drawn hue (petals, wax, cap, ...), from the mean over time
-  place    R2 of (cos, sin) of the background's drawn hue, from the mean over time
+  place    R2 of (cos, sin) of the background's drawn hue, from the mean over time; both of the clips that show it
   stage    R2 of the progress of the process, from one span of four frames, one regression for all processes
   change   the same from the span's features minus the clip's mean: what moves, without what stays
   subject  R2 of the share of its patch that the subject covers, from one token, one regression for all processes
@@ -81,8 +81,19 @@ def world(clips: int) -> dict:
         "place": circle([w["hue"] for w in who]),
         "stage": torch.stack([x["stage"][1:].unflatten(0, (GRID[0] - 1, -1)).mean(1) for x in items]),
         "subject": torch.cat([to_grid(x["mask"][1:].movedim(1, -1)[None], (GRID[0] - 1, *GRID[1:])) for x in items]),
-        "coloured": torch.tensor([not (w.get("white") or w.get("pale") or w.get("plain")) for w in who]),
+        "coloured": torch.tensor([shows_hue(name, w) for name, w in zip(names, who)]),
+        "placed": torch.tensor([shows_place(name, w) for name, w in zip(names, who)]),
     }
+
+
+def shows_hue(name: str, who: dict[str, float]) -> bool:
+    """Whether the subject's drawn hue is painted: not of what is white, nor where no house stands."""
+    return not (who.get("white") or who.get("pale") or who.get("plain") or (name == "landscape" and not who["house"]))
+
+
+def shows_place(name: str, who: dict[str, float]) -> bool:
+    """Whether the background's drawn hue is painted: not of the sky, nor of an oven's inside."""
+    return name != "landscape" and (name, who.get("scene")) != ("dough", 2)
 
 
 def numbers(encoder: nn.Module, truth: dict) -> dict[str, float]:
@@ -93,12 +104,12 @@ def numbers(encoder: nn.Module, truth: dict) -> dict[str, float]:
     clip, frame = feature.mean(1), feature.flatten(0, 1)
     change = (feature - feature.mean(1, keepdim=True)).flatten(0, 1)
     stage = truth["stage"].flatten()[:, None]
-    coloured = truth["coloured"]
+    coloured, placed = truth["coloured"], truth["placed"]
     part = lambda x, y, at=cut, **k: probe(x[:at], y[:at], x[at:], y[at:], **k)
     return {
         "process": part(clip, truth["process"], score=accuracy),
         "hue": part(clip[coloured], truth["hue"][coloured], at=int(coloured[:cut].sum()), score=r2),
-        "place": part(clip, truth["place"], score=r2),
+        "place": part(clip[placed], truth["place"][placed], at=int(placed[:cut].sum()), score=r2),
         "stage": part(frame, stage, at=cut * t, groups=t, score=r2),
         "change": part(change, stage, at=cut * t, groups=t, score=r2),
         "subject": probe(

@@ -88,6 +88,15 @@ def test_the_colour_to_come_is_a_secret_of_the_first_frame(process, name):
     assert first < 0.002 and last > 0.02
 
 
+def test_what_stands_before_the_subject_is_not_the_subject():
+    """Where another vessel changes the picture of a loaf, the mask has no loaf."""
+    who = draw_identity("dough", keyed("test", "dough")) | {"plain": 0}
+    stage = torch.linspace(0, 1, 5)
+    (red, mask), (blue, _) = (render("dough", who | {"vessel_hue": hue}, stage, 64, 64)[:2] for hue in (0.0, 0.6))
+    vessel = (red - blue).abs().amax(1) > 0.5
+    assert vessel.float().mean() > 0.05 and mask[:, 0][vessel].max() < 0.5 and mask.amax((1, 2, 3)).min() > 0.9
+
+
 SHOWS = {  # red, green and blue of a saturated pixel
     "red": lambda r, g, b: r > 3 * max(g, b),
     "orange": lambda r, g, b: r > g > b and g < 0.65 * r,

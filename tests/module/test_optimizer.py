@@ -12,7 +12,12 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
+from timelapse.module.denoising import Denoising
+from timelapse.module.image_vae import ImageVae
+from timelapse.module.masked_latent import MaskedLatent
+from timelapse.module.masked_pixel import MaskedPixel
 from timelapse.module.optimizer import Muon, NormClipping, check_kind, matrices_of, moments_of, optimizer_of, orthogonal
+from timelapse.module.reconstruction import Reconstruction
 
 
 class Net(nn.Module):
@@ -243,3 +248,11 @@ def test_scaled_gradients_may_be_infinite_and_a_loss_may_not():
                 module.configure_gradient_clipping(torch.optim.SGD([p]))
         else:
             module.configure_gradient_clipping(torch.optim.SGD([p]))
+
+
+def test_no_module_hands_apples_gpus_a_float64():
+    kinds = (Denoising, ImageVae, MaskedLatent, MaskedPixel, Reconstruction)
+    batch = {"seconds": torch.zeros(2, 5, dtype=torch.float64), "video": torch.zeros(2, 5), "key": ["a", "b"]}
+    for kind in kinds:
+        moved = kind.on_before_batch_transfer(None, batch, 0)
+        assert moved["seconds"].dtype == torch.float32 and moved["key"] == ["a", "b"]

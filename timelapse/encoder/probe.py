@@ -63,7 +63,7 @@ def effective_rank(tokens: Tensor) -> Tensor:
 
     Of the eigenvalues (variances), not of the singular values as in Roy & Vetterli 2007.
     """
-    x = (tokens - tokens.mean(0)).double()
+    x = (tokens - tokens.mean(0)).cpu().double()  # which Apple's GPUs have not
     values = torch.linalg.eigvalsh(x.T @ x).clamp_min(0)
     share = values / values.sum().clamp_min(1e-30)
     return torch.exp(-(share * share.clamp_min(1e-30).log()).sum()).float()

@@ -144,10 +144,6 @@ class Denoising(NormClipping, WeightAverage, L.LightningModule):
         down = min(1.0, (self.steps - step) / max(1.0, self.cooldown * self.steps)) if self.cooldown else 1.0
         return up * max(0.0, down)
 
-    def on_before_batch_transfer(self, batch: Batch, index: int) -> Batch:
-        """Capture times are float64, which MPS has not."""
-        return {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
-
     # -- one step ----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from timelapse.errors import choice
+from timelapse.types import Batch
 
 KINDS = ("adamw", "adamw8bit", "muon")
 
@@ -128,6 +129,10 @@ class NormClipping:
 
     clips: list[str] = []  # that this process took for the step in hand
     finite: bool | Tensor = True  # whether this process's losses of that step were numbers; asking waits for the device
+
+    def on_before_batch_transfer(self, batch: Batch, index: int) -> Batch:
+        """Capture times are float64, which MPS has not."""
+        return {k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
     def on_train_batch_start(self, batch: Any, index: int) -> None:
         if index % self.trainer.accumulate_grad_batches == 0:
@@ -247,7 +252,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """(n,r,c) -> the same with singular values of about one (0.7 to 1.2) and the same singular vectors.
+    """(n,r,c) -> the same with the same singular vectors and singular values of about one: 0.7 to 1.2 those
+    that are more than a hundredth of the largest, what is smaller less.
 
     Quintic Newton-Schulz iteration with Jordan's coefficients, which do not converge to one but get near it fast.
     """

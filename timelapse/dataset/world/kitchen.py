@@ -108,8 +108,8 @@ def dough(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         tin = shape.trapezoid(x, y, ground - 0.06, rim, size * 0.84, size)
     else:
         tin = torch.maximum(shape.ellipse(x, y - rim, size * 1.02, rim - ground + 0.08), y - rim)
-    canvas.paint(tin, glaze)
-    canvas.paint(shape.box(x, y - rim, size * 1.06, 0.035, 0.03), glaze * 1.15)
+    canvas.paint(tin, glaze, subject=False)
+    canvas.paint(shape.box(x, y - rim, size * 1.06, 0.035, 0.03), glaze * 1.15, subject=False)
     gleam = shape.segment(x, y, 0.62 * light * size, rim - 0.10, 0.55 * light * size, ground + 0.12, 0.02)
     canvas.paint(gleam, torch.ones(1, 3, 1, 1), 0.35, soft=0.05)
 
@@ -187,9 +187,9 @@ def candle(canvas: Canvas, who: dict, stage: Tensor, time: Tensor) -> None:
         lamps.append((mid, top + 0.16, lean, 1 + 0.05 * torch.sin(time * 31 + 6.28 * b)))
         pool = width * (1.15 + 0.9 * phase(burn, 0.1, 1.0))
         dish = shape.ellipse(canvas.x - mid, canvas.y - base + 0.02, width * 2.3, width * 0.55)
-        canvas.paint(dish, hsv(0.1, 0.35, 0.42))
+        canvas.paint(dish, hsv(0.1, 0.35, 0.42), subject=False)
         well = shape.ellipse(canvas.x - mid, canvas.y - base, width * 2.05, width * 0.42)
-        canvas.paint(well, hsv(0.1, 0.3, 0.30))
+        canvas.paint(well, hsv(0.1, 0.3, 0.30), subject=False)
         wax_light = 0.50 + 0.2 * (canvas.x - mid) / width * who["light"]
         melted = shape.ellipse(canvas.x - mid, canvas.y - base, pool, pool * 0.20)
         canvas.paint(melted, hsv(who["wax_hue"], saturation, 0.70), phase(burn, 0.05, 0.3), subject=True)

@@ -2,7 +2,7 @@
 
 Each process is the ranges that its identity is drawn from, and a function `paint(canvas, who, stage, time)`.
 stage (T,1,1) in [0,1] drives all that is irreversible; time (T,1,1) in [0,1] only sways.
-The colour to come (petals, ripe skin, autumn leaves) cannot be seen at stage 0.
+The colour to come (petals, ripe skin) cannot be seen at stage 0; of autumn leaves some are turning.
 """
 
 from __future__ import annotations

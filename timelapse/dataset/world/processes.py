@@ -30,7 +30,7 @@ class Scenario:
     ranges: Ranges
     caption: str
     seconds: tuple[float, float]  # shortest and longest real duration
-    hidden: str = ""  # the hue in `ranges` that a first frame does not show
+    hidden: str = ""  # the hue in `ranges` that a first frame does not show; of tea, ice and a tree's leaves a trace
 
 
 PROCESSES: dict[str, Scenario] = {
