@@ -52,14 +52,25 @@ def test_an_added_key_like_a_known_one_is_a_mistake_and_any_other_is_not():
         (["sampler.steps=0"], "sampler.steps is 0"),
         (["trainer=gpu"], "this machine shows no GPU"),
         (["+sampler.bogus=3"], "unexpected keyword argument 'bogus'"),
+        (["sampler.steps=600"], "choose 500 or 1000"),
+        (["+sampler.integrate.spacing=leadin"], "expected trailing or leading"),
+        (["+sampler.image_guidance=2"], "told the image in every branch"),
+        (["+experiment=svd_backward", "model.reverse=null"], "has no backward one"),
+        (["+experiment=svd_backward", "conditioning=any_frame"], "type conditioning=end_frames"),
+        (["+experiment=svd_backward", "module.held_out_timesteps=[0]"], "noise levels above 0"),
+        (["+experiment=svd_backward", "model.reverse.rotate=upp"], "choose one of all, up, none"),
+        (["+experiment=svd_backward", "model.reverse.train=[]"], "model.reverse.train is empty"),
+        (["+experiment=svd_backward", "model.reverse.delta=/nope"], "model.reverse.delta=/nope"),
+        (["+experiment=svd_backward", "model.dtype=float16"], "type model.dtype=bfloat16"),
     ],
 )
 def test_what_would_fail_after_minutes_fails_before_the_first_step(typed, said, tmp_path):
     if torch.cuda.is_available() and "trainer=gpu" in typed:
         pytest.skip("this machine has a GPU")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["+experiment=drepa_vjepa", *typed])
-    with pytest.raises((ValueError, *MISTAKES)) as caught:
+        method = [] if "experiment" in typed[0] else ["+experiment=drepa_vjepa"]
+        cfg = compose("config", [*method, *typed])
+    with pytest.raises((ValueError, OSError, *MISTAKES)) as caught:
         Run(frozen(cfg), tmp_path).check()
     line = one_line(caught.value)
     assert said in line and "\n" not in line

@@ -238,3 +238,14 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     with alone(tmp_path / ".training", ""), pytest.raises(ValueError, match="is being trained by another process"):
         fit(small_run(tmp_path, *QUICK))
     fit(small_run(tmp_path, *QUICK))
+
+
+def test_backward_motion_trained_on_another_network_is_refused(tmp_path):
+    """A checkpoint holds its matrices whole, not what training added."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": {}}, folder / "checkpoints/step000001.ckpt")
+    (folder / "config.yaml").write_text("model: {weights: stabilityai/of-14-frames}")
+    typed = ["stages=[sample]", f"ckpt={folder}"]
+    with pytest.raises(ValueError, match=f"of-14-frames, .* type model.reverse.delta={folder} in the place of ckpt"):
+        restore(small_run(tmp_path / "own", *typed, experiment="svd_backward"))

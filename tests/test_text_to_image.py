@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -29,7 +31,7 @@ from transformers import (
 from timelapse.dataset.fit import load_image, to_unit
 from timelapse.dataset.write import read_video
 from timelapse.sampling import sample_input
-from timelapse.text_to_image import first_picture
+from timelapse.text_to_image import first_picture, size_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small import small_run  # noqa: E402
@@ -112,6 +114,17 @@ def test_a_transformer_makes_it_too(tmp_path):
     path = first_picture(str(tmp_path / "pipeline"), "a rose", 32, 40, tmp_path)
     with Image.open(path) as image:
         assert image.size == (20, 16)  # 10 latents are 5 patches
+
+
+def test_a_network_that_names_no_size_paints_its_pipelines():
+    flux = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    pipeline = SimpleNamespace(transformer=flux, vae_scale_factor=8, default_sample_size=128)
+    assert size_of("x", pipeline, 480, 720) == {"height": 1024, "width": 1536}
+    with pytest.raises(ValueError, match="input.text_to_image=x: a SimpleNamespace does not say what size"):
+        size_of("x", SimpleNamespace(vae_scale_factor=8), 480, 720)
 
 
 def test_a_video_from_a_prompt_alone(pipeline, tmp_path):

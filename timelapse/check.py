@@ -64,9 +64,30 @@ def check_draws(cfg: Any, model: Any, conditioning: Any) -> None:
     times = cfg.module.get("held_out_timesteps") or []
     if steps and any(not isinstance(t, int) or not 0 <= t < steps for t in times):
         raise ValueError(f"module.held_out_timesteps={list(times)}; type whole numbers in 0..{steps - 1}")
+    if not steps and any(not isinstance(t, (int, float)) or t <= 0 for t in times):
+        raise ValueError(f"module.held_out_timesteps={list(times)}; type noise levels above 0, e.g. [0.1,1,10]")
     if hasattr(conditioning, "check"):
         for frames, *_ in cfg.dataset.get("buckets") or [(cfg.video.frames,)]:
             conditioning.check(frames)
+
+
+def check_motion(cfg: Any, sampler: Any, model: Any) -> None:
+    """ValueError for a conditioning, a sampler or a precision that a model does not go with."""
+    if "fit" in cfg.stages and cfg.model.get("dtype") == "float16":
+        raise ValueError("model.dtype=float16: gradients vanish in it without a scaler; type model.dtype=bfloat16")
+    ends, told = getattr(model, "told_ends", False), cfg.conditioning._target_
+    if ends and not told.endswith("EndFrames"):
+        raise ValueError(
+            f"conditioning: this model is told end frames by pictures, not by {told}; type conditioning=end_frames"
+        )
+    backward = getattr(sampler, "motion", "") == "both" and getattr(sampler, "weights", "") != "forward"
+    if ends and backward and model.reverse is None:
+        raise ValueError(
+            f"sampler={cfg.sampler._target_} fuses two motions, and model.reverse=null has no backward one; leave the "
+            f"experiment's model.reverse, or type sampler=image_to_video or sampler=time_reversal"
+        )
+    if getattr(sampler, "image_guidance", 1) > 1 and not getattr(model, "keeps_known", False):
+        raise ValueError("sampler.image_guidance: this model is told the image in every branch; set it to 1")
 
 
 def check_losses(names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from timelapse import assets
 from timelapse.atomic import write, write_json
 from timelapse.build import asked, build, build_all, build_with, check_numbers, class_of
-from timelapse.check import check_draws, check_export, check_losses, check_ranges, check_taps
+from timelapse.check import check_draws, check_export, check_losses, check_motion, check_ranges, check_taps
 from timelapse.finished import MARKER, SHAPED, differs
 from timelapse.input import check_input, check_known, leader, listed
 from timelapse.metric.evaluate import check_together
@@ -76,6 +76,7 @@ class Run:
             if denoises:
                 check_known(self.cfg, parts)
                 if "model" in parts:
+                    check_motion(self.cfg, sampler, self.model)
                     if asked(self.cfg.module, ["losses"]):
                         check_losses(self.cfg.get("loss") or {})
                     check_draws(self.cfg, self.model, self.conditioning)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.distributed.tensor import DTensor
 
 from timelapse.atomic import alone
@@ -238,6 +238,23 @@ def trained(run: Run, device: torch.device | None = None) -> None:
     restore(run, device)
 
 
+def check_base(run: Run) -> None:
+    """ValueError where a checkpoint of matrices that stand in a frozen network's place is of another network."""
+    path = Path(run.checkpoint).parents[1] / "config.yaml"
+    model = run.cfg.model
+    if not model.get("reverse") or not path.is_file():
+        return
+    then, now = (OmegaConf.to_container(x) for x in (OmegaConf.load(path).get("model") or OmegaConf.create(), model))
+    if then.get("weights") != now.get("weights"):
+        raise ValueError(
+            f"{run.checkpoint} was trained on model.weights={then.get('weights')}, and this is {now.get('weights')}: "
+            f"its matrices belong to that network. Export it ('stages=[export]' with the command that trained it) and "
+            f"type model.reverse.delta={path.parent} in the place of ckpt"
+        )
+    if now["reverse"].get("delta") and now["reverse"]["delta"] != (then.get("reverse") or {}).get("delta"):
+        raise ValueError("ckpt= and model.reverse.delta= both name a backward motion; leave one of them out")
+
+
 def restore(run: Run, device: torch.device | None = None) -> None:
     """Weights of the checkpoint into the module, outside of a trainer (after a fit they are there already).
 
@@ -256,6 +273,8 @@ def restore(run: Run, device: torch.device | None = None) -> None:
         log.warning(f"{run.folder} has no checkpoint and ckpt= is not set: using {run.weights}{hint}")
     else:
         run.weights = str(run.checkpoint)
+    if not fitted and run.checkpoint is not None:
+        check_base(run)
     state = {} if fitted or run.checkpoint is None else read(run.checkpoint, optimizer=False)["state_dict"]
     averaged = any(key.startswith("ema.") for key in state) if state else None
     if not fitted and hasattr(module, "materialise"):  # others hold their network from the start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,16 +43,30 @@ def first_picture(
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"input.text_to_image={source} cannot be opened: {reason}") from error
-    network = getattr(pipeline, "unet", None) or pipeline.transformer
-    step = pipeline.vae_scale_factor * network.config.get("patch_size", 1)
-    scale = network.config.sample_size * pipeline.vae_scale_factor / min(height, width)
-    size = {k: round(n * scale / step) * step for k, n in (("height", height), ("width", width))}
+    size = size_of(source, pipeline, height, width)
     picture = pipeline(prompt, generator=keyed(seed, "first picture", prompt), **size).images[0]
     whole = io.BytesIO()
     picture.save(whole, "PNG")
     write(path, whole.getvalue())
     log.info(f"first picture by {source}: {path}")
     return str(path)
+
+
+def size_of(source: str, pipeline: Any, height: int, width: int) -> dict[str, int]:
+    """Height and width in the video's shape, the shorter side as the pipeline was trained, both of whole tokens."""
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    config = getattr(network, "config", {})
+    latent = config.get("sample_size") or getattr(pipeline, "default_sample_size", None)
+    if not isinstance(latent, int):
+        raise ValueError(
+            f"input.text_to_image={source}: a {type(pipeline).__name__} does not say what size it paints; make the "
+            f"picture by itself and give input.image=FILE"
+        )
+    # Flux and its kin, whose networks name no size, pack two by two latents into a token.
+    patch = config.get("patch_size", 1) if config.get("sample_size") else 2
+    step = pipeline.vae_scale_factor * patch
+    scale = latent * pipeline.vae_scale_factor / min(height, width)
+    return {k: round(n * scale / step) * step for k, n in (("height", height), ("width", width))}
 
 
 def check_asked(source: str | None, prompt: str | None) -> None:

@@ -94,7 +94,7 @@ def test_what_stands_before_the_subject_is_not_the_subject():
     stage = torch.linspace(0, 1, 5)
     (red, mask), (blue, _) = (render("dough", who | {"vessel_hue": hue}, stage, 64, 64)[:2] for hue in (0.0, 0.6))
     vessel = (red - blue).abs().amax(1) > 0.5
-    assert vessel.float().mean() > 0.05 and mask[:, 0][vessel].max() < 0.5 and mask.amax((1, 2, 3)).min() > 0.9
+    assert vessel.float().mean() > 0.05 and mask[:, 0][vessel].max() < 0.5 and mask.amax((1, 2, 3)).min() > 0.7
 
 
 SHOWS = {  # red, green and blue of a saturated pixel

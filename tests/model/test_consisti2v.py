@@ -291,6 +291,13 @@ def test_what_is_exported_is_read_again(tmp_path, caplog):
         assert torch.equal(again[key], value), key
 
 
+def test_an_export_with_other_heads_is_refused(tmp_path):
+    """No shape of a weight tells how many there are."""
+    make(**CODE, temporal_heads=2).export(tmp_path)
+    with pytest.raises(ValueError, match="have temporal_heads=2, the config says 4"):
+        _ = make(**CODE, temporal_heads=4, weights={"unet": str(tmp_path)}).backbone
+
+
 def test_an_export_that_the_layout_cannot_tell_apart_is_said_to_be_one_way(tmp_path, caplog):
     """Read as what it stands for, it would be another network; so it is refused, and the export says so."""
     model = make(gamma=0.3)

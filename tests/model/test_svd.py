@@ -19,6 +19,7 @@ from timelapse.model.svd_export import image_processor, scheduler
 from timelapse.randomness import keyed
 from timelapse.run import CONF
 from timelapse.sampler.dual_directional import DualDirectional
+from timelapse.types import Condition
 
 REVERSE = {"train": ["to_v", "to_out.0"], "rotate": "all", "delta": None}
 
@@ -129,6 +130,16 @@ def test_published_architectures_build_on_meta_with_the_papers_counts(name, fram
         up_alone = SvdBackbone(backbone.unet, reverse={"train": [], "rotate": "up"})
     assert len(up_alone.rotated) == 9
     assert model.latent_shape(frames, 576, 1024) == (frames, 4, 72, 128)
+
+
+def test_frames_that_it_cannot_be_told_are_refused(small_svd):
+    """It reads frame 0's picture, or both ends': others would be told as noise without a word."""
+    backbone = small_svd().backbone
+    tokens, zt = torch.zeros(1, 1, 16), torch.zeros(1, 5, 4, 4, 4)
+    for frame in (1, 3, 4):
+        known = torch.arange(5)[None] == frame
+        with pytest.raises(ValueError, match=rf"frames \[{frame}\] are known.* conditioning=end_frames"):
+            backbone(zt, torch.ones(1), Condition(zt, known, tokens))
 
 
 def test_delta_moves_to_another_checkpoint_by_one_line(small_svd, tmp_path):

@@ -127,6 +127,8 @@ class ConsistI2V:
         if is_hub(source):
             config = from_hub("consisti2v", UNet2DConditionModel.load_config, source, "unet")
             compare("consisti2v", "unet", source, self.numbers["unet"], config)
+            heads = {"temporal_heads": config["n_temp_heads"]} if "n_temp_heads" in config else {}
+            compare("consisti2v", "", source, self.options, heads)
             if not published.is_published(config):  # an image network: inflate it
                 load = UNet2DConditionModel.from_pretrained
                 return self._inflated(from_hub("consisti2v", load, source, "unet", torch_dtype=self.dtype))

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from timelapse import assets
 from timelapse.edm import Edm
 from timelapse.model import weights
-from timelapse.model.svd_backbone import SvdBackbone
+from timelapse.model.svd_backbone import ROTATE, SvdBackbone
 from timelapse.model.svd_codec import SvdCodec, inflate
 from timelapse.model.weights import floating
 from timelapse.types import Condition
@@ -80,6 +80,12 @@ class SVD:
             )
         if reverse is not None and set(reverse) != {"train", "rotate", "delta"}:
             raise ValueError(f"svd: reverse has {sorted(reverse)}; expected train, rotate and delta, or reverse=null")
+        if reverse is not None and not reverse["train"]:
+            raise ValueError("svd: model.reverse.train is empty; name what learns, e.g. [to_v,to_out.0]")
+        if reverse is not None and reverse["rotate"] not in ROTATE:
+            raise ValueError(f"svd: reverse.rotate={reverse['rotate']!r}; choose one of {', '.join(ROTATE)}")
+        if reverse is not None and reverse["delta"]:
+            delta_file(reverse["delta"])
         self.numbers = {"unet": unet, "vae": vae, "vision": vision}
         self.process, self.weights, self.reverse, self.seed = process, weights, reverse, seed
         self.name, self.stands_for = name, stands_for
@@ -89,6 +95,8 @@ class SVD:
         self.dtype, self.frozen_dtype = floating(dtype), floating(frozen_dtype)
 
     # -- parts -------------------------------------------------------------------------------------------------
+
+    told_ends = True  # as pictures and CLIP tokens, which only one conditioning makes
 
     @cached_property
     def backbone(self) -> SvdBackbone:

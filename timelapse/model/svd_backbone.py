@@ -49,13 +49,17 @@ class SvdBackbone(nn.Module):
         self.stored = self.said = 0  # bytes of the maps that the last pass kept; the most so far
         self.reverse = nn.ParameterDict()  # keys with "/" for ".", which parameter names cannot have
         if reverse is not None:
-            if reverse["rotate"] not in ROTATE:
-                raise ValueError(f"svd: reverse.rotate={reverse['rotate']!r}; choose one of {', '.join(ROTATE)}")
             wanted = {"all": "", "up": "up_blocks.", "none": None}[reverse["rotate"]]
             layers = self.attention.layers
             self.rotated = frozenset(n for n in layers if wanted is not None and n.startswith(wanted))
             unet.requires_grad_(False)
             own = dict(unet.named_parameters())
+            dead = {"to_q", "to_k"} & {*reverse["train"]}
+            if dead and self.rotated:
+                raise ValueError(
+                    f"svd: {' and '.join(sorted(dead))} would learn nothing in layers whose maps are the forward "
+                    f"network's; leave them out of model.reverse.train, or type model.reverse.rotate=none"
+                )
             for name in (f"{layer}.{part}.weight" for layer in layers for part in reverse["train"]):
                 if name not in own:
                     raise ValueError(f"svd: no weight {name}; reverse.train may name to_q, to_k, to_v and to_out.0")
@@ -112,8 +116,8 @@ class SvdBackbone(nn.Module):
             raise ValueError(f"svd: motion={motion!r}; choose one of {', '.join(MOTIONS)}")
         if motion in ("backward", "both") and self.motion == "forward":
             raise ValueError(
-                "svd: this network was taught no backward motion (model.reverse=null); use +experiment=svd_backward, "
-                "or sampler=time_reversal, which needs none"
+                "svd: this network was taught no backward motion (model.reverse=null); use +experiment=svd_backward "
+                "as it is, or sampler=image_to_video or time_reversal, which need none"
             )
         wanted = self.unet.config.num_frames
         if zt.shape[1] < wanted:
@@ -165,6 +169,12 @@ def ends(condition: Condition, both: bool) -> tuple[tuple[Tensor, Tensor], tuple
         raise ValueError(
             "svd: only the first frame is given, and backward motion starts from the last; give both ends: "
             "'sample.frames=[[0,-1]]' or 'input.frames=[a.jpg,b.jpg]'"
+        )
+    if not condition.known[:, 0].all():
+        frames = condition.known[0].nonzero().flatten().tolist()
+        raise ValueError(
+            f"svd: frames {frames} are known; this network is told the first frame, alone or with the last; type "
+            f"conditioning=end_frames"
         )
     latent, tokens = condition.latent, condition.tokens
     return (latent[:, 0], tokens[:, :1]), (latent[:, -1], tokens[:, -1:])

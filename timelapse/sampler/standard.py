@@ -55,7 +55,7 @@ class Standard:
 
     def check(self, process: Any) -> None:
         """ValueError if this cannot sample a model of `process`."""
-        timesteps(process, self.steps)
+        timesteps(process, self.steps, getattr(self.integrate, "keywords", {}).get("spacing", "trailing"))
         check_stride(process, self.steps)
         for part in (self.start, self.refine):
             if part is not None:
