@@ -72,6 +72,15 @@ def test_posterior_has_the_last_stages_deviation_before_and_after_training(modul
         assert torch.allclose(posterior.std, torch.tensor(0.05), atol=1e-6)
 
 
+def test_a_decoder_alone_goes_on_under_noise_and_the_latents_stay_what_they_were(module):
+    """Its noise is what it learns to see through, not what a diffusion model was trained on."""
+    fix_posterior(module.vae, 0.05)
+    before = {k: v.clone() for k, v in module.vae.encoder.state_dict().items()}
+    alone = [{**STAGES[1], "noise": 0.1}]
+    Reconstruction(SimpleNamespace(codec=SimpleNamespace(vae=module.vae)), stages=alone, warmup=4)
+    assert all(torch.equal(v, before[k]) for k, v in module.vae.encoder.state_dict().items())
+
+
 def test_muon_turns_the_vaes_kernels_and_leaves_the_judge_to_adamw(module):
     one = adversarial(module)
     one.optimizer = "muon"

@@ -27,7 +27,8 @@ class Reconstruction(NormClipping, L.LightningModule):
     """Trains `model.codec.vae` (`AutoencoderKLCogVideoX`) to give back what it was shown.
 
     The latent is the posterior's mean plus noise of fixed deviation: a unit-variance posterior at the start drowns
-    the means, and a small network does not recover. The posterior has the last stage's, fixed.
+    the means, and a small network does not recover. The posterior has the last stage's, fixed; where the decoder alone is
+    trained, it stays as it was.
 
     stages: one dict after another, in steps of the optimizer:
         steps; frames: 1, 9 or 17 (what the VAE's chunks of 1 + 8n frames allow); batch: clips of the loaded batch
@@ -79,7 +80,8 @@ class Reconstruction(NormClipping, L.LightningModule):
         self.sparse_share, self.sparse_variance, self.seed = sparse_share, sparse_variance, seed
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
         self.register_buffer("standardised", torch.zeros((), dtype=torch.bool))
-        fix_posterior(self.vae, stages[-1]["noise"])
+        if any(stage.get("encoder", True) for stage in stages):  # else latents stay what diffusion models know
+            fix_posterior(self.vae, stages[-1]["noise"])
         self.judge, self.judge_rate = None, judge_rate
         if any(stage.get("adversarial") for stage in stages):
             with torch.no_grad(), torch.random.fork_rng([]):
