@@ -27,8 +27,8 @@ class Reconstruction(NormClipping, L.LightningModule):
     """Trains `model.codec.vae` (`AutoencoderKLCogVideoX`) to give back what it was shown.
 
     The latent is the posterior's mean plus noise of fixed deviation: a unit-variance posterior at the start drowns
-    the means, and a small network does not recover. The posterior has the last stage's, fixed; where the decoder alone is
-    trained, it stays as it was.
+    the means, and a small network does not recover. The posterior has the last stage's, fixed; where the decoder
+    alone is trained, it stays as it was.
 
     stages: one dict after another, in steps of the optimizer:
         steps; frames: 1, 9 or 17 (what the VAE's chunks of 1 + 8n frames allow); batch: clips of the loaded batch
