@@ -92,7 +92,8 @@ def test_a_failed_job_does_not_stop_the_others_and_finished_ones_are_skipped(app
 def test_stopping_the_sweep_stops_what_its_jobs_started(app: Path, end: int):
     env = {**os.environ, "PYTHONPATH": f"{app}:{Path(__file__).parents[1]}"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    sweep = subprocess.Popen(command("x=9,1"), cwd=app, env=env, **quiet)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    sweep = subprocess.Popen(command("x=9,1"), cwd=app, env=env, preexec_fn=heard, **quiet)
     marker = app / "runs/9/child"
     while not (marker.exists() and marker.read_text()):
         assert sweep.poll() is None

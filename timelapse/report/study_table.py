@@ -83,8 +83,8 @@ def group_runs(folders: Iterable[Path | str]) -> list[Row]:
         if (folder / "table.csv").exists():
             log.info(f"{folder} is a study's own directory, left out")
             continue
-        if folder.is_dir() and not measured(folder):
-            log.info(f"{folder}: nothing was measured there, left out")
+        if folder.is_dir() and not has_results(folder):
+            log.info(f"{folder}: nothing was made there, left out")
             continue
         run = read_run(folder)
         rest = overrides(run.folder)
@@ -95,13 +95,13 @@ def group_runs(folders: Iterable[Path | str]) -> list[Row]:
             raise ValueError(f"{run.folder} and {row.runs[seed].folder} are both {name}, seed {seed}; give one of them")
         row.runs[seed] = run
     if not rows:
-        raise ValueError("none of these folders holds a run that measured anything; give ones like runs/NAME/...")
+        raise ValueError("none of these folders holds numbers or samples of a run; give ones like runs/NAME/...")
     return list(rows.values())
 
 
-def measured(folder: Path) -> bool:
-    """Whether a run got as far as numbers: a command that was refused leaves its log alone, a plan its config."""
-    return any((folder / name).exists() for name in ("metrics.json", "metrics.csv"))
+def has_results(folder: Path) -> bool:
+    """Whether a run made numbers or samples: a command that was refused leaves its log alone, a plan its config."""
+    return any((folder / name).exists() for name in ("metrics.json", "metrics.csv", "samples"))
 
 
 def overrides(folder: Path) -> str:
