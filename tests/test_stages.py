@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline
+from omegaconf import OmegaConf
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,7 +24,7 @@ from timelapse.parts import Run  # noqa: E402
 from timelapse.report import write_report  # noqa: E402
 from timelapse.report.run_files import read_run  # noqa: E402
 from timelapse.report.run_page import short_weights  # noqa: E402
-from timelapse.stages import evaluate, export, fit, restore, sample  # noqa: E402
+from timelapse.stages import check_base, evaluate, export, fit, restore, sample  # noqa: E402
 
 QUICK = ["train.steps=2", "train.warmup=0", "train.checkpoint_every=2", "train.validate_every=9"]
 
@@ -200,8 +202,6 @@ def test_a_page_tells_how_its_samples_were_made_and_not_those_before_them(tmp_pa
 
 
 def test_own_pictures_leave_what_the_run_has_finished_as_it_is(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     from timelapse import stages
     from timelapse.finished import finished, mark_finished
 
@@ -249,3 +249,4 @@ def test_backward_motion_trained_on_another_network_is_refused(tmp_path):
     typed = ["stages=[sample]", f"ckpt={folder}"]
     with pytest.raises(ValueError, match=f"of-14-frames, .* type model.reverse.delta={folder} in the place of ckpt"):
         restore(small_run(tmp_path / "own", *typed, experiment="svd_backward"))
+    check_base(SimpleNamespace(checkpoint=Path("of_here.ckpt"), cfg=OmegaConf.create({"model": {}})))  # a bare name

@@ -80,6 +80,8 @@ def check_motion(cfg: Any, sampler: Any, model: Any) -> None:
         raise ValueError(
             f"conditioning: this model is told end frames by pictures, not by {told}; type conditioning=end_frames"
         )
+    if "sample" not in cfg.stages and not ("fit" in cfg.stages and cfg.train.sample_every):
+        return  # nothing is sampled
     backward = getattr(sampler, "motion", "") == "both" and getattr(sampler, "weights", "") != "forward"
     if ends and backward and model.reverse is None:
         raise ValueError(

@@ -20,7 +20,7 @@ SAMPLED = {"sample", "evaluate", "report"}  # stages that belong to one choice o
 # Parts of a config that shape what is trained, and beside them what is sampled of it.
 SHAPED = ("model", "conditioning", "noise", "loss", "dataset", "encoder", "module", "video", "seed", "cache")
 SHOWN = ("sampler", "metric", "sample")
-STEPPED = ("steps", "clip_norm", "validation_clips")  # of `train`; and the clips of a step, however they are split
+STEPPED = ("steps", "clip_norm", "validation_clips")  # of `train`; and the clips of a process in a step
 
 
 def finished(
@@ -51,9 +51,9 @@ def changed(run_dir: Path, stages: Sequence[str], config: Mapping[str, Any]) -> 
 
 
 def stepped(train: Mapping[str, Any] | None) -> list[Any]:
-    """What of `train` shapes a run on whatever hardware."""
+    """What of `train` shapes a run; how a process's clips are split into batches does not."""
     train = train or {}
-    return [train.get(name) for name in STEPPED] + [train.get("batch_size", 1) * train.get("accumulate", 1)]
+    return [train.get(name) for name in STEPPED] + [(train.get("batch_size") or 1) * (train.get("accumulate") or 1)]
 
 
 def differs(old: Any, new: Any) -> bool:

@@ -24,7 +24,7 @@ def identity(overrides: ListConfig | list[str]) -> str:
         key, _, value = override.partition("=")
         if key.split(".")[0].split("/")[0].split("@")[0] in NEUTRAL or key in NEUTRAL_KEYS:
             continue
-        foreign += "" if value.isascii() else value
+        foreign += "" if value.isascii() else f"{key}={value}\0"
         kept.append(re.sub(r"[^A-Za-z0-9._+-]", "", f"{key}-{value.replace(',', '+')}"))
     name = "_".join(kept) or "base"
     if foreign:  # a path in another script would go without a trace

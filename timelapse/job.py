@@ -27,11 +27,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from timelapse.finished import finished
 
 log = logging.getLogger("timelapse")
+OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run")
+
+
 class JobFailed(RuntimeError):
     """A job of a sweep ended badly; in one line which, why, and where its log is."""
-
-
-OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.run")
 
 
 def run_job(cfg: DictConfig, module: str = "timelapse.run") -> float | tuple[float, ...] | None:

@@ -239,19 +239,22 @@ def trained(run: Run, device: torch.device | None = None) -> None:
 
 
 def check_base(run: Run) -> None:
-    """ValueError where a checkpoint of matrices that stand in a frozen network's place is of another network."""
-    path = Path(run.checkpoint).parents[1] / "config.yaml"
+    """ValueError where a checkpoint of matrices that stand in a frozen UNet's place is of another UNet. A hub id and a
+    folder may be one: only two ids, or two of the weights that ship, are told apart."""
     model = run.cfg.model
+    path = Path(run.checkpoint).absolute().parents[1] / "config.yaml"
     if not model.get("reverse") or not path.is_file():
         return
-    then, now = (OmegaConf.to_container(x) for x in (OmegaConf.load(path).get("model") or OmegaConf.create(), model))
-    if then.get("weights") != now.get("weights"):
+    trained = OmegaConf.load(path).get("model") or {}
+    source = lambda weights: weights.get("unet") if hasattr(weights, "get") else weights
+    then, now = source(trained.get("weights")), source(model.weights)
+    if then != now and not any(Path(str(place)).is_absolute() or Path(str(place)).exists() for place in (then, now)):
         raise ValueError(
-            f"{run.checkpoint} was trained on model.weights={then.get('weights')}, and this is {now.get('weights')}: "
-            f"its matrices belong to that network. Export it ('stages=[export]' with the command that trained it) and "
-            f"type model.reverse.delta={path.parent} in the place of ckpt"
+            f"{run.checkpoint} was trained on model.weights={then}, and this is {now}: its matrices belong to that "
+            f"network. Export it ('stages=[export]' with the command that trained it) and type "
+            f"model.reverse.delta={path.parent} in the place of ckpt"
         )
-    if now["reverse"].get("delta") and now["reverse"]["delta"] != (then.get("reverse") or {}).get("delta"):
+    if model.reverse.get("delta") and model.reverse.delta != (trained.get("reverse") or {}).get("delta"):
         raise ValueError("ckpt= and model.reverse.delta= both name a backward motion; leave one of them out")
 
 

@@ -77,8 +77,9 @@ class CogVideoX:
             raise ValueError(f"cogvideox: model.align.width={align['width']}, but the blocks are {width} wide; set it")
         if lora is not None and set(lora) != {"rank", "alpha", "targets"}:
             raise ValueError(f"cogvideox: lora has {sorted(lora)}; expected rank, alpha and targets, or lora=null")
-        if lora and isinstance(lora["targets"], str):
-            raise ValueError(f"cogvideox: model.lora.targets is {lora['targets']!r}; expected a list, e.g. [to_q,to_k]")
+        if lora and (isinstance(lora["targets"], str) or not lora["targets"]):
+            said = f"model.lora.targets is {lora['targets']!r}; expected a list of layers' names, e.g. [to_q,to_k]"
+            raise ValueError(f"cogvideox: {said}")
         self.numbers = {"transformer": transformer, "vae": vae, "text": text}
         self.process = process
         self.weights, self.lora, self.seed = weights, lora, seed

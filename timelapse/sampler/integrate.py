@@ -34,7 +34,8 @@ def timesteps(process: Process, steps: int, spacing: str = "trailing") -> list[i
 
 
 def check_stride(process: Process, steps: int) -> None:
-    """ValueError for numbers of steps whose whole stride (`_next`) falls so far short of the way that noise stays.
+    """ValueError for numbers of steps whose whole stride (`_next`) falls so far short of the way that noise stays, or,
+    with leading times, that the first lies far from noise.
 
     A denoiser of Gaussian data ends with a standard deviation 1.1 times too large for 300 steps of 1000, which are
     10 % short, 1.25 for 400, 1.8 for 501.
@@ -43,7 +44,7 @@ def check_stride(process: Process, steps: int) -> None:
     if process.steps > 1.2 * stride * steps:
         better = process.steps // (stride + 1), process.steps // stride
         raise ValueError(
-            f"sampler.steps={steps} of {process.steps}: in strides of {stride}, as diffusers goes, noise would stay; "
+            f"sampler.steps={steps} of {process.steps}: strides of {stride}, as diffusers goes, leave a fifth out; "
             f"choose {better[0]} or {better[1]}"
         )
 
