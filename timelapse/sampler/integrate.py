@@ -44,7 +44,7 @@ def check_stride(process: Process, steps: int) -> None:
     if process.steps > 1.2 * stride * steps:
         better = process.steps // (stride + 1), process.steps // stride
         raise ValueError(
-            f"sampler.steps={steps} of {process.steps}: strides of {stride}, as diffusers goes, leave a fifth out; "
+            f"sampler.steps={steps} of {process.steps}: strides of {stride}, as diffusers goes, fall short of the end; "
             f"choose {better[0]} or {better[1]}"
         )
 
