@@ -7,7 +7,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 
 from timelapse.process import Process
-from timelapse.sampler.integrate import check_stride, ddim, dpm, timesteps
+from timelapse.sampler.integrate import check_stride, ddim, dpm, redraw, timesteps
 
 PROCESS = Process()
 
@@ -136,3 +136,22 @@ def test_a_number_of_steps_whose_stride_leaves_noise_is_refused_with_better_ones
         assert left(steps) > 1.2
         with pytest.raises(ValueError, match=f"choose {better}"):
             check_stride(process, steps)
+
+
+def test_redrawing_begins_where_it_is_told_and_ends_clean():
+    """A denoiser that knows the noise gives the latent back from anywhere; from the last time it is ddim from noise."""
+    latent, noise = start(), start().flip(-1)
+
+    def knowing(z, t):
+        alpha = math.sqrt(float(PROCESS.alpha_bar[t]))
+        return (z - math.sqrt(1 - alpha**2) * noise) / alpha
+
+    for first, steps in ((0, 1), (100, 1), (400, 4), (998, 7)):
+        back = redraw(knowing, latent, noise, PROCESS, first, steps)
+        torch.testing.assert_close(back, latent, rtol=1e-3, atol=1e-3)
+    seen = []
+    say = lambda z, t: (seen.append(t), torch.tanh(z + t / 1000))[1]
+    redrawn, times = redraw(say, latent, noise, PROCESS, 999, 20), seen.copy()
+    seen.clear()
+    torch.testing.assert_close(redrawn, ddim(say, noise, PROCESS, 20))
+    assert times == seen

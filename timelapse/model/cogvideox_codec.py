@@ -79,7 +79,15 @@ class CogVideoXCodec(nn.Module):
 
     def _scaled(self, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
         mean, std = (x.transpose(1, 2).float() for x in (posterior.mean, posterior.std))
-        return (mean - self.mean) / self.std * self.scale, std / self.std * self.scale
+        return self.scaled(mean), std / self.std * self.scale
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """The VAE's own latent (B,t,c,h,w) in the backbone's units."""
+        return (z - self.mean) / self.std * self.scale
+
+    def unscaled(self, latent: Tensor) -> Tensor:
+        """And back."""
+        return latent / self.scale * self.std + self.mean
 
     def encode(self, video: Tensor, generators: list[torch.Generator] | None = None) -> Tensor:
         """(B,T,3,H,W) -> (B,t,c,h,w): posterior mean, or a sample with one generator a clip."""
@@ -90,5 +98,5 @@ class CogVideoXCodec(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B,t,c,h,w) -> (B,T,3,H,W) float32, not clamped."""
-        z = latent.to(self.vae.device).float() / self.scale * self.std + self.mean
+        z = self.unscaled(latent.to(self.vae.device).float())
         return self.vae.decode(z.transpose(1, 2).to(self.vae.dtype)).sample.transpose(1, 2).float()

@@ -19,6 +19,7 @@ from timelapse import assets
 from timelapse.loss.adversarial import Judge, fooling_error, judge_error
 from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
+from timelapse.module.redraw import Redraw
 from timelapse.randomness import keyed_each, keyed_seed
 from timelapse.types import Batch
 
@@ -36,7 +37,9 @@ class Reconstruction(NormClipping, L.LightningModule):
         changing as a cosine; noise: deviation added to the latent, in the latent's own units; encoder: false
         freezes the encoder, so that latents stay what they are while the decoder goes on learning; perceptual: weight
         of the perceptual error on `judged_frames` frames of each clip; adversarial: weight of a judge's verdict on
-        them (timelapse.loss.adversarial), which learns beside, at `judge_rate`.
+        them (timelapse.loss.adversarial), which learns beside, at `judge_rate`; redrawn: share of clips whose latents
+        are not the encoder's but what the diffusion model makes of them, where the encoder is frozen and clips whole.
+    redraw: how those are made: times, steps and guidance of `timelapse.module.redraw.Redraw`, or None.
     optimizer: of the VAE, its kind (timelapse.module.optimizer); the judge has AdamW.
     features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
     latent_weight: of the mean square of the latent, which keeps its scale near one. gradient_weight: of the L1
@@ -61,6 +64,7 @@ class Reconstruction(NormClipping, L.LightningModule):
         features: nn.Module | None = None,
         judged_frames: int = 4,
         judge_rate: float = 5e-4,
+        redraw: dict[str, Any] | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -72,12 +76,15 @@ class Reconstruction(NormClipping, L.LightningModule):
             raise ValueError("reconstruction: a stage has a perceptual weight; set module.features to a network")
         if any(stage.get("adversarial") and not stage.get("perceptual") for stage in stages):
             raise ValueError("reconstruction: an adversarial stage reads the perceptual error's maps; weigh that too")
+        if any(stage.get("redrawn") and (redraw is None or stage.get("encoder", True)) for stage in stages):
+            raise ValueError("reconstruction: a stage has redrawn clips; set module.redraw, and its encoder: false")
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)
         self.stages, self.betas, self.optimizer, self.warmup = stages, tuple(betas), optimizer, warmup
         self.latent_weight, self.gradient_weight = latent_weight, gradient_weight
         self.sparse_share, self.sparse_variance, self.seed = sparse_share, sparse_variance, seed
+        self.redraw = redraw and Redraw(model, **redraw)
         self.register_buffer("moments", torch.zeros(2, self.vae.config.latent_channels))  # of the latent, running
         self.register_buffer("standardised", torch.zeros((), dtype=torch.bool))
         if any(stage.get("encoder", True) for stage in stages):  # else latents stay what diffusion models know
@@ -133,6 +140,8 @@ class Reconstruction(NormClipping, L.LightningModule):
     def setup(self, stage: str) -> None:
         if self.features is not None:
             self.features.to(self.device)
+        if any(stage.get("redrawn") for stage in self.stages):
+            self.redraw.to(self.device)
 
     # -- one step ----------------------------------------------------------------------------------------------
 
@@ -157,7 +166,8 @@ class Reconstruction(NormClipping, L.LightningModule):
         known = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
         if stage["frames"] > 1:
             video, known = self.sparse(video, generators)
-        z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators)
+        paint = self.redrawn(stage, batch, video, known, generators)
+        z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators, paint)
         losses = {"latent": z.square().mean(), **self.errors(output, video, known)}
         total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
         if stage.get("perceptual"):
@@ -187,15 +197,44 @@ class Reconstruction(NormClipping, L.LightningModule):
         return total
 
     def forward(
-        self, video: Tensor, noise: float, encoder: bool, generators: list[torch.Generator]
+        self,
+        video: Tensor,
+        noise: float,
+        encoder: bool,
+        generators: list[torch.Generator],
+        paint: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B,T,3,H,W) -> latent mean (B,c,t,h,w) and reconstruction (B,T,3,H,W)."""
+        """(B,T,3,H,W) -> latent mean (B,c,t,h,w) and reconstruction (B,T,3,H,W).
+
+        paint: (mean, noised) -> what is decoded, both (B,c,t,h,w)."""
         x = video.transpose(1, 2)
         with single_frame(self.vae) if x.shape[2] == 1 else _as_is():
             with torch.set_grad_enabled(encoder and torch.is_grad_enabled()):
                 z = self.vae.encode(x).latent_dist.mean
             epsilon = torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
-            return z, self.vae.decode(z + noise * epsilon).sample.transpose(1, 2)
+            shown = z + noise * epsilon
+            return z, self.vae.decode(shown if paint is None else paint(z, shown)).sample.transpose(1, 2)
+
+    def redrawn(
+        self, stage: dict[str, Any], batch: Batch, video: Tensor, known: Tensor, generators: list[torch.Generator]
+    ) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What `forward` decodes in a stage with redrawn clips: (mean, noised) -> noised, some clips redrawn from mean.
+
+        Never those that are not `known` (B,T) in all frames: no sample of a diffusion model is like them.
+        """
+        share = stage.get("redrawn", 0)
+        drawn = share and [float(torch.rand((), generator=g)) < share for g in generators]
+        rows = [b for b in range(len(video)) if drawn and drawn[b] and known[b].all()]
+        if not rows:
+            return None
+
+        def paint(mean: Tensor, noised: Tensor) -> Tensor:
+            captions, draws = [batch["caption"][b] for b in rows], [generators[b] for b in rows]
+            shown = noised.clone()
+            shown[rows] = self.redraw(captions, video[rows], mean[rows], draws).to(shown)
+            return shown
+
+        return paint
 
     def sparse(self, video: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Turn a share of the clips into few real frames among noise; also says which are real, (B,T) bool."""

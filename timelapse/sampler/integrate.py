@@ -65,9 +65,7 @@ def ddim(
     """
     z = noise
     for t in tqdm(timesteps(process, steps, spacing), desc="ddim", leave=False, disable=not progress):
-        now, after = _alpha_bar(process, t), _alpha_bar(process, _next(process, t, steps))
-        keep = math.sqrt((1 - after) / (1 - now))
-        z = keep * z + (math.sqrt(after) - math.sqrt(now) * keep) * denoise(z, t)
+        z = _ddim_step(denoise, z, process, t, _next(process, t, steps))
     return z
 
 
@@ -101,6 +99,26 @@ def dpm(
         )
         before, last_z0 = now, z0
     return z
+
+
+def redraw(denoise: Denoiser, latent: Tensor, noise: Tensor, process: Process, start: int, steps: int) -> Tensor:
+    """A clip as the denoiser paints it: noised to time `start` and brought back by DDIM (SDEdit, Meng et al. 2022,
+    arXiv:2108.01073) at `steps` even times start, ..., start / steps.
+
+    latent, noise: (B,t,c,h,w), the noise unit Gaussian. The lower `start`, the more stays where it was.
+    """
+    times = [start * (steps - i) // steps for i in range(steps)]
+    now = _alpha_bar(process, start)
+    z = math.sqrt(now) * latent + math.sqrt(1 - now) * noise
+    for t, following in zip(times, [*times[1:], -1]):
+        z = _ddim_step(denoise, z, process, t, following)
+    return z
+
+
+def _ddim_step(denoise: Denoiser, z: Tensor, process: Process, t: int, following: int) -> Tensor:
+    now, after = _alpha_bar(process, t), _alpha_bar(process, following)
+    keep = math.sqrt((1 - after) / (1 - now))
+    return keep * z + (math.sqrt(after) - math.sqrt(now) * keep) * denoise(z, t)
 
 
 def _next(process: Process, t: int, steps: int) -> int:
