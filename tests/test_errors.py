@@ -54,6 +54,7 @@ def test_an_added_key_like_a_known_one_is_a_mistake_and_any_other_is_not():
         (["+sampler.bogus=3"], "unexpected keyword argument 'bogus'"),
         (["sampler.steps=600"], "choose 500 or 1000"),
         (["+sampler.integrate.spacing=leadin"], "expected trailing or leading"),
+        (["sampler=dpm", "+sampler.integrate.spacing=leading"], "dpm has no spacing"),
         (["+sampler.image_guidance=2"], "told the image in every branch"),
         (["+experiment=svd_backward", "model.reverse=null"], "has no backward one"),
         (["+experiment=svd_backward", "conditioning=any_frame"], "type conditioning=end_frames"),

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.utils import JobReturn
 
 from timelapse.finished import finished, mark_finished
-from timelapse.launcher import Job, check_apart, clock, last_error
+from timelapse.launcher import Job, ProcessLauncher, check_apart, clock, last_error
 
 APP = """
 import os, subprocess, sys, time
@@ -155,6 +156,12 @@ def test_the_error_shown_is_the_line_that_says_why(tmp_path: Path):
     log.write_text("")
     assert last_error(log, 3) == "exit status 3, the log is empty"
     assert clock(3725) == "1:02:05"
+
+
+def test_a_jobs_own_error_says_so_once_in_the_sweeps_line():
+    job = Job(0, ["x=2"], Path("runs/2"), JobReturn())
+    ProcessLauncher()._fail(job, "error: x is 2; type x=1")  # run.py begins the line with "error:" itself
+    assert str(job.result._return_value) == "x=2: x is 2; type x=1 (log: runs/2/job.log)"
 
 
 def test_results_reach_the_sweeper_in_order(app: Path):

@@ -166,7 +166,7 @@ class ProcessLauncher(Launcher):
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = "failed", error
         job.result.status = JobStatus.FAILED
-        job.result.return_value = JobFailed(f"{job.name}: {error} (log: {job.log})")
+        job.result.return_value = JobFailed(f"{job.name}: {error.removeprefix('error: ')} (log: {job.log})")
 
     def _stop(self, running: list[Job]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -55,7 +56,12 @@ class Standard:
 
     def check(self, process: Any) -> None:
         """ValueError if this cannot sample a model of `process`."""
-        timesteps(process, self.steps, getattr(self.integrate, "keywords", {}).get("spacing", "trailing"))
+        told = getattr(self.integrate, "keywords", {})
+        function = getattr(self.integrate, "func", self.integrate)
+        unknown = told.keys() - signature(function).parameters.keys()
+        if unknown:
+            raise ValueError(f"sampler.integrate: {function.__name__} has no {', '.join(sorted(unknown))}")
+        timesteps(process, self.steps, told.get("spacing", "trailing"))
         check_stride(process, self.steps)
         for part in (self.start, self.refine):
             if part is not None:
