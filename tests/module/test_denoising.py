@@ -108,8 +108,10 @@ def test_a_loss_that_is_not_a_number_names_step_and_clips(tmp_path):
         fit(run)
 
 
-def test_a_held_out_loss_that_is_not_a_number_ends_the_training(tmp_path):
-    run = small_run(tmp_path, "train.steps=4", "train.validate_every=2", "train.checkpoint_every=1")
+@pytest.mark.parametrize(("steps", "there", "then"), [(4, "12", "delete the checkpoint"), (2, "1", "the same command")])
+def test_a_held_out_loss_that_is_not_a_number_ends_the_training(tmp_path, steps, there, then):
+    """What it says to do fits the checkpoints that it leaves: the last step's is kept only where it is good."""
+    run = small_run(tmp_path, f"train.steps={steps}", "train.validate_every=2", "train.checkpoint_every=1")
     whole = run.module.prepare
 
     def broken(batch, names):  # of validation clips, once something was trained
@@ -119,8 +121,9 @@ def test_a_held_out_loss_that_is_not_a_number_ends_the_training(tmp_path):
         return batch, condition
 
     run.module.prepare = broken
-    with pytest.raises(ValueError, match=r"held-out val/denoise\S* is no number at step 2: .*delete the checkpoint"):
+    with pytest.raises(ValueError, match=rf"held-out val/denoise\S* is no number at step 2: .*{then}"):
         fit(run)
+    assert [path.name for path in sorted(tmp_path.glob("checkpoints/*.ckpt"))] == [f"step00000{n}.ckpt" for n in there]
 
 
 def test_the_projector_never_reaches_the_sample(tmp_path):
