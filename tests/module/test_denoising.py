@@ -108,7 +108,10 @@ def test_a_loss_that_is_not_a_number_names_step_and_clips(tmp_path):
         fit(run)
 
 
-@pytest.mark.parametrize(("steps", "there", "then"), [(4, "12", "delete the checkpoint"), (2, "1", "the same command")])
+@pytest.mark.parametrize(
+    ("steps", "there", "then"),
+    [(4, "12", "once the checkpoint of this step is deleted"), (2, "1", "clips, the same command")],
+)
 def test_a_held_out_loss_that_is_not_a_number_ends_the_training(tmp_path, steps, there, then):
     """What it says to do fits the checkpoints that it leaves: the last step's is kept only where it is good."""
     run = small_run(tmp_path, f"train.steps={steps}", "train.validate_every=2", "train.checkpoint_every=1")

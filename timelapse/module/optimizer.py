@@ -166,12 +166,12 @@ class NormClipping:
         """Held-out losses are means over all processes: each sees the same, and all end together."""
         for name, value in self.trainer.callback_metrics.items():
             if name.startswith("val/") and not value.isfinite():
-                go_on = "delete the checkpoint of this step, to go on from the one before it"
-                if getattr(self.trainer.checkpoint_callback, "held", None):  # the last step's, kept if it is good
-                    go_on = "type the same command, to go on from the checkpoint before it"
+                go_on = "the same command goes on from the checkpoint before it"
+                if not getattr(self.trainer.checkpoint_callback, "held", None):  # the last step's, kept if it is good
+                    go_on = f"once the checkpoint of this step is deleted {go_on}"
                 raise ValueError(
-                    f"held-out {name} is no number at step {self.global_step}: look at the validation clips, or lower "
-                    f"the learning rate and {go_on}"
+                    f"held-out {name} is no number at step {self.global_step}: mend the validation clips, {go_on}; or "
+                    f"lower the learning rate, which is a new run"
                 )
 
     def _no_number(self, norm: str = "") -> str:

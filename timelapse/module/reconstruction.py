@@ -20,7 +20,7 @@ from timelapse.loss.adversarial import Judge, fooling_error, judge_error
 from timelapse.loss.reconstruction import gradient_error, map_error, pixel_error, psnr, unit_maps
 from timelapse.module.optimizer import NormClipping, check_kind, optimizer_of
 from timelapse.module.redraw import Redraw
-from timelapse.randomness import keyed_each, keyed_seed
+from timelapse.randomness import keyed, keyed_each, keyed_seed
 from timelapse.types import Batch
 
 
@@ -38,7 +38,8 @@ class Reconstruction(NormClipping, L.LightningModule):
         freezes the encoder, so that latents stay what they are while the decoder goes on learning; perceptual: weight
         of the perceptual error on `judged_frames` frames of each clip; adversarial: weight of a judge's verdict on
         them (timelapse.loss.adversarial), which learns beside, at `judge_rate`; redrawn: share of clips whose latents
-        are not the encoder's but what the diffusion model makes of them, where the encoder is frozen and clips whole.
+        are not the encoder's but what the diffusion model makes of them, where the encoder is frozen and clips are of
+        the model's size.
     redraw: how those are made: times, steps and guidance of `timelapse.module.redraw.Redraw`, or None.
     optimizer: of the VAE, its kind (timelapse.module.optimizer); the judge has AdamW.
     features: frozen network with `pyramid` (timelapse.metric.frame_features) for that error, or None.
@@ -69,15 +70,19 @@ class Reconstruction(NormClipping, L.LightningModule):
     ):
         super().__init__()
         check_kind(optimizer)
-        for stage in stages:
-            if stage["frames"] != 1 and (stage["frames"] - 1) % 8:
-                raise ValueError(f"reconstruction: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
         if features is None and any(stage.get("perceptual") for stage in stages):
             raise ValueError("reconstruction: a stage has a perceptual weight; set module.features to a network")
         if any(stage.get("adversarial") and not stage.get("perceptual") for stage in stages):
             raise ValueError("reconstruction: an adversarial stage reads the perceptual error's maps; weigh that too")
-        if any(stage.get("redrawn") and (redraw is None or stage.get("encoder", True)) for stage in stages):
-            raise ValueError("reconstruction: a stage has redrawn clips; set module.redraw, and its encoder: false")
+        for stage in stages:
+            check_stage(stage)
+            if stage.get("redrawn"):
+                if redraw is None or stage.get("encoder", True):
+                    raise ValueError("module.stages: a stage has redrawn clips; set module.redraw, and encoder: false")
+                try:
+                    model.latent_shape(stage["frames"], stage["crop"], stage["crop"])
+                except ValueError as error:
+                    raise ValueError(f"module.stages: redrawn clips, of frames, crop and crop: {error}") from error
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)
@@ -166,7 +171,7 @@ class Reconstruction(NormClipping, L.LightningModule):
         known = torch.ones(video.shape[:2], dtype=torch.bool, device=video.device)
         if stage["frames"] > 1:
             video, known = self.sparse(video, generators)
-        paint = self.redrawn(stage, batch, video, known, generators)
+        paint = self.painter(stage, batch, video, known, generators)
         z, output = self.forward(video, stage["noise"], stage.get("encoder", True), generators, paint)
         losses = {"latent": z.square().mean(), **self.errors(output, video, known)}
         total = losses["pixel"] + self.gradient_weight * losses["gradient"] + self.latent_weight * losses["latent"]
@@ -215,7 +220,7 @@ class Reconstruction(NormClipping, L.LightningModule):
             shown = z + noise * epsilon
             return z, self.vae.decode(shown if paint is None else paint(z, shown)).sample.transpose(1, 2)
 
-    def redrawn(
+    def painter(
         self, stage: dict[str, Any], batch: Batch, video: Tensor, known: Tensor, generators: list[torch.Generator]
     ) -> Callable[[Tensor, Tensor], Tensor] | None:
         """What `forward` decodes in a stage with redrawn clips: (mean, noised) -> noised, some clips redrawn from mean.
@@ -223,15 +228,18 @@ class Reconstruction(NormClipping, L.LightningModule):
         Never those that are not `known` (B,T) in all frames: no sample of a diffusion model is like them.
         """
         share = stage.get("redrawn", 0)
-        drawn = share and [float(torch.rand((), generator=g)) < share for g in generators]
-        rows = [b for b in range(len(video)) if drawn and drawn[b] and known[b].all()]
+        if not share:
+            return None
+        chosen = [float(torch.rand((), generator=g)) < share for g in generators]
+        rows = [b for b, redrawn in enumerate(chosen) if redrawn and known[b].all()]
         if not rows:
             return None
+        start = self.redraw.draw(keyed(self.seed, "redraw", self.global_step))
 
         def paint(mean: Tensor, noised: Tensor) -> Tensor:
             captions, draws = [batch["caption"][b] for b in rows], [generators[b] for b in rows]
             shown = noised.clone()
-            shown[rows] = self.redraw(captions, video[rows], mean[rows], draws).to(shown)
+            shown[rows] = self.redraw(captions, video[rows], mean[rows], draws, start).to(shown)
             return shown
 
         return paint
@@ -272,6 +280,18 @@ class Reconstruction(NormClipping, L.LightningModule):
     def ship(self, recipe: str, name: str = "cogvideox_tiny_vae") -> Path:
         """Write the VAE to the shipped weights; recipe: the command that made it."""
         return assets.save(name, self.vae.state_dict(), {"config": numbers_of(self.vae), "recipe": recipe})
+
+
+def check_stage(stage: dict[str, Any]) -> None:
+    """ValueError for one that cannot be meant."""
+    keys = {"steps", "frames", "batch", "crop", "rate", "noise"}
+    unknown, missing = stage.keys() - keys - {"encoder", "perceptual", "adversarial", "redrawn"}, keys - stage.keys()
+    if unknown or missing:
+        raise ValueError(f"module.stages: unknown {sorted(unknown)}, missing {sorted(missing)} in a stage")
+    if stage["frames"] != 1 and (stage["frames"] - 1) % 8:
+        raise ValueError(f"module.stages: a stage has frames={stage['frames']}; set it to 1 or 1 + 8n")
+    if not 0 <= stage.get("redrawn", 0) <= 1:
+        raise ValueError(f"module.stages: a stage has redrawn={stage['redrawn']}; it is a share of clips, 0..1")
 
 
 def numbers_of(vae: nn.Module) -> dict[str, Any]:

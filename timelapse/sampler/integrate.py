@@ -103,7 +103,7 @@ def dpm(
 
 def redraw(denoise: Denoiser, latent: Tensor, noise: Tensor, process: Process, start: int, steps: int) -> Tensor:
     """A clip as the denoiser paints it: noised to time `start` and brought back by DDIM (SDEdit, Meng et al. 2022,
-    arXiv:2108.01073) at `steps` even times start, ..., start / steps.
+    arXiv:2108.01073) at `steps` evenly spaced times, from start to start / steps.
 
     latent, noise: (B,t,c,h,w), the noise unit Gaussian. The lower `start`, the more stays where it was.
     """

@@ -58,9 +58,10 @@ class Standard:
         """ValueError if this cannot sample a model of `process`."""
         told = getattr(self.integrate, "keywords", {})
         function = getattr(self.integrate, "func", self.integrate)
-        unknown = told.keys() - signature(function).parameters.keys()
+        own = ("denoise", "noise", "process", "steps", "draw", "progress")  # what it is called with
+        unknown = told.keys() - (signature(function).parameters.keys() - {*own})
         if unknown:
-            raise ValueError(f"sampler.integrate: {function.__name__} has no {', '.join(sorted(unknown))}")
+            raise ValueError(f"sampler.integrate: {function.__name__} is not told {', '.join(sorted(unknown))} there")
         timesteps(process, self.steps, told.get("spacing", "trailing"))
         check_stride(process, self.steps)
         for part in (self.start, self.refine):
