@@ -82,7 +82,7 @@ class Reconstruction(NormClipping, L.LightningModule):
                 try:
                     model.latent_shape(stage["frames"], stage["crop"], stage["crop"])
                 except ValueError as error:
-                    raise ValueError(f"module.stages: redrawn clips, of frames, crop and crop: {error}") from error
+                    raise ValueError(f"module.stages: a stage's frames and crop cannot be redrawn: {error}") from error
         self._frozen = {"features": features}  # a plain dict hides it from checkpoints
         self.judged_frames = judged_frames
         self.vae: nn.Module = model.codec.vae.requires_grad_(True)

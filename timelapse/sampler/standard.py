@@ -61,7 +61,7 @@ class Standard:
         own = ("denoise", "noise", "process", "steps", "draw", "progress")  # what it is called with
         unknown = told.keys() - (signature(function).parameters.keys() - {*own})
         if unknown:
-            raise ValueError(f"sampler.integrate: {function.__name__} is not told {', '.join(sorted(unknown))} there")
+            raise ValueError(f"sampler.integrate.{sorted(unknown)[0]}: {function.__name__} has no such setting there")
         timesteps(process, self.steps, told.get("spacing", "trailing"))
         check_stride(process, self.steps)
         for part in (self.start, self.refine):
