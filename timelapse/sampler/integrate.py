@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -108,8 +109,7 @@ def redraw(denoise: Denoiser, latent: Tensor, noise: Tensor, process: Process, s
     latent, noise: (B,t,c,h,w), the noise unit Gaussian. The lower `start`, the more stays where it was.
     """
     times = [start * (steps - i) // steps for i in range(steps)]
-    now = _alpha_bar(process, start)
-    z = math.sqrt(now) * latent + math.sqrt(1 - now) * noise
+    z = process.noise(latent, noise, torch.full((len(latent),), start, device=latent.device))
     for t, following in zip(times, [*times[1:], -1]):
         z = _ddim_step(denoise, z, process, t, following)
     return z
